@@ -1,0 +1,187 @@
+"""MODEL: a run folder, a weights file, an official checkpoint, or a name from `weights/`.
+
+    folder/model.json            what it is: family, arguments, scale, versions, training facts, scores
+    folder/weights.safetensors   the network's weights, keys of ours
+
+A network is rebuilt from model.json alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srkd.errors import SrkdError, nearest
+from srkd.files import read_json, replacing, sha256, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from srkd.networks.base import Network
+    from srkd.types import Facts
+
+FORMAT = 1
+WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in eval mode with what is known about it.
+
+    `network` maps (N, 3, h, w) in [0, 1] to (N, 3, scale*h, scale*w). It is a `Network` of ours, or a
+    foreign module, which has outputs but no groups (`is_ours`).
+    """
+
+    network: nn.Module
+    name: str
+    source: Path
+    facts: Facts
+    info: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> int:
+        return self.facts.scale
+
+    @property
+    def is_ours(self) -> bool:
+        from srkd.networks.base import Network
+
+        return isinstance(self.network, Network)
+
+
+def load_model(spec: str | Path, scale: int | None = None) -> LoadedModel:
+    """Load MODEL; `scale` picks between the scales of a bare name and refuses a model of another scale."""
+    path = find_model(spec, scale)
+    loaded = _load_folder(path) if path.is_dir() else _load_file(path, scale)
+    if scale is not None and loaded.scale != scale:
+        raise SrkdError(
+            f"{spec} is a x{loaded.scale} network, but x{scale} was asked for; "
+            f"choose a x{scale} model or --scale {loaded.scale}."
+        )
+    loaded.network.eval()
+    return loaded
+
+
+def find_model(spec: str | Path, scale: int | None = None) -> Path:
+    """The run folder or weights file that `spec` means."""
+    path = Path(spec)
+    if path.is_dir() and (path / "model.json").is_file():
+        return path
+    if path.is_file():
+        # A file of a run folder means the run folder, which knows what the tensors cannot tell.
+        inside_run = path.name == "weights.safetensors" and (path.parent / "model.json").is_file()
+        return path.parent if inside_run else path
+    shipped = shipped_models()
+    name = str(spec)
+    named = [s for s in shipped if s == name or s.rsplit("_x", 1)[0] == name]
+    if scale is not None:
+        named = [s for s in named if s == name or s.startswith(f"{name}_x{scale}")]
+    if len(named) == 1:
+        return WEIGHTS_FOLDER / named[0]
+    if len(named) > 1:
+        raise SrkdError(f"'{name}' names several models ({', '.join(named)}); give one of these.")
+    if path.is_dir():
+        raise SrkdError(
+            f"{path} is a folder without model.json, so it is no run folder; give the folder that "
+            "scripts/distill.py wrote, or a weights file."
+        )
+    listed = nearest(name, shipped) if shipped else "weights/ holds none yet."
+    raise SrkdError(f"there is no file, run folder or shipped model '{spec}'; shipped models: {listed}")
+
+
+def shipped_models() -> list[str]:
+    """Names of the networks in `weights/`, e.g. rcan_c_x4."""
+    if not WEIGHTS_FOLDER.is_dir():
+        return []
+    return sorted(p.parent.name for p in WEIGHTS_FOLDER.glob("*/model.json"))
+
+
+def _load_folder(folder: Path) -> LoadedModel:
+    from srkd.networks import build_family
+
+    description = folder / "model.json"
+    info = read_json(description)
+    if info.get("format") != FORMAT:
+        raise SrkdError(
+            f"{description} has format {info.get('format')!r}, this version reads {FORMAT}; "
+            "use the srkd version that wrote it, or train again."
+        )
+    try:
+        network = build_family(info["family"], info["arguments"])
+    except (KeyError, TypeError) as error:
+        raise SrkdError(f"{description} is damaged ({error}); restore it or train again.") from error
+    weights = folder / "weights.safetensors"
+    if info.get("weights_sha256") not in (None, sha256(weights) if weights.is_file() else None):
+        raise SrkdError(
+            f"{weights} is not the file that {description} describes (its hash differs or it is gone); "
+            "restore both from one run."
+        )
+    load_state(network, read_safetensors(weights), weights)
+    return LoadedModel(network, folder.resolve().name, folder, network.facts, info)
+
+
+def _load_file(path: Path, scale: int | None) -> LoadedModel:
+    from srkd.checkpoint import read_checkpoint
+
+    return read_checkpoint(path, scale)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; damage is named."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SrkdError(
+            f"{path} is not a readable safetensors file ({error}); it is damaged, cut short or "
+            "another format. Copy it again."
+        ) from error
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Load strictly; leftovers and misfits are named. float16 files are widened to float32."""
+    own = network.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        parts = [
+            f"{len(keys)} {what} (first: {keys[0]})"
+            for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", sorted(shapes)))
+            if keys
+        ]
+        raise SrkdError(
+            f"{source} does not fit the network it names: tensors {'; '.join(parts)}. "
+            "The file belongs to another architecture or configuration."
+        )
+    network.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True)
+
+
+def save_model(folder: Path, network: Network, info: dict[str, Any], state: dict[str, Tensor] | None = None) -> None:
+    """Write weights.safetensors, then model.json, which names the weights by hash.
+
+    `state` replaces the network's own weights (EMA). `info` adds training facts, scores, versions.
+    """
+    from safetensors.torch import save_file
+
+    from srkd.networks import zoo_name
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in (state or network.state_dict()).items()}
+    weights = folder / "weights.safetensors"
+    with replacing(weights) as temporary:
+        save_file(tensors, temporary)
+    description = {
+        "format": FORMAT,
+        "network": zoo_name(network.family, network.arguments),
+        "family": network.family,
+        "arguments": network.arguments,
+        "scale": network.scale,
+        "range": "RGB in [0, 1], in and out",
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "weights_sha256": sha256(weights),
+        **info,
+    }
+    write_json(folder / "model.json", description)
