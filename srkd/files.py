@@ -62,7 +62,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SrkdError(f"cannot read {path}: {error}. Restore the file or make it again.") from error
+        raise SrkdError(
+            f"cannot read {path}: {error}. Restore the file or make it again."
+        ) from error
     if not isinstance(value, dict):
         raise SrkdError(f"{path} holds {type(value).__name__}, not a JSON object; make it again.")
     return value

@@ -88,7 +88,9 @@ def find_model(spec: str | Path, scale: int | None = None) -> Path:
             "scripts/distill.py wrote, or a weights file."
         )
     listed = nearest(name, shipped) if shipped else "weights/ holds none yet."
-    raise SrkdError(f"there is no file, run folder or shipped model '{spec}'; shipped models: {listed}")
+    raise SrkdError(
+        f"there is no file, run folder or shipped model '{spec}'; shipped models: {listed}"
+    )
 
 
 def shipped_models() -> list[str]:
@@ -111,7 +113,9 @@ def _load_folder(folder: Path) -> LoadedModel:
     try:
         network = build_family(info["family"], info["arguments"])
     except (KeyError, TypeError) as error:
-        raise SrkdError(f"{description} is damaged ({error}); restore it or train again.") from error
+        raise SrkdError(
+            f"{description} is damaged ({error}); restore it or train again."
+        ) from error
     weights = folder / "weights.safetensors"
     if info.get("weights_sha256") not in (None, sha256(weights) if weights.is_file() else None):
         raise SrkdError(
@@ -150,7 +154,11 @@ def load_state(network: nn.Module, state: dict[str, Tensor], source: Path) -> No
     if missing or extra or shapes:
         parts = [
             f"{len(keys)} {what} (first: {keys[0]})"
-            for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", sorted(shapes)))
+            for what, keys in (
+                ("missing", missing),
+                ("unknown", extra),
+                ("of another shape", sorted(shapes)),
+            )
             if keys
         ]
         raise SrkdError(
@@ -160,7 +168,9 @@ def load_state(network: nn.Module, state: dict[str, Tensor], source: Path) -> No
     network.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True)
 
 
-def save_model(folder: Path, network: Network, info: dict[str, Any], state: dict[str, Tensor] | None = None) -> None:
+def save_model(
+    folder: Path, network: Network, info: dict[str, Any], state: dict[str, Tensor] | None = None
+) -> None:
     """Write weights.safetensors, then model.json, which names the weights by hash.
 
     `state` replaces the network's own weights (EMA). `info` adds training facts, scores, versions.

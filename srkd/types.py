@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 OutputRange = Literal["unclamped", "clamped"]
 
@@ -40,11 +40,13 @@ class Facts:
 class Pass:
     """One forward pass of one network.
 
-    sr    (N, 3, scale*h, scale*w) in about [0, 1], not clamped
-    head  (N, C, h', w') head feature, which the long skip of the rest of the network needs
-    taps  name -> (N, C, h', w') feature after that group; h', w' are h, w padded to the size multiple
+    network  what made it; a method may run it again on other inputs (DUKD) or from a tap (`rest`)
+    sr       (N, 3, scale*h, scale*w) in about [0, 1], not clamped
+    head     (N, C, h', w') head feature, which the long skip of the rest of the network needs
+    taps     name -> (N, C, h', w') feature after that group; h', w' are h, w padded to the size multiple
     """
 
+    network: nn.Module
     sr: Tensor
     head: Tensor | None = None
     taps: Mapping[str, Tensor] = field(default_factory=dict)

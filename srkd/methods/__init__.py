@@ -1,0 +1,184 @@
+"""The methods: which names exist, what they need, and how they combine. Importing this loads no torch.
+
+To add a method: its file, its test, one line in METHODS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from srkd.errors import SrkdError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from srkd.methods.base import Method
+
+
+# Terms that a composition counts once, and the config field that weights each.
+RESERVED_WEIGHTS = {"pixel": "pixel_weight", "logits": "logits_weight"}
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """`teachers` is how many the method takes: (fewest, most); most None means any number."""
+
+    path: str
+    paper: str
+    teachers: tuple[int, int | None] = (1, 1)
+    needs_groups: bool = False
+
+
+METHODS: dict[str, MethodEntry] = {
+    "scratch": MethodEntry("srkd.methods.scratch:Scratch", "no teacher", teachers=(0, 0)),
+    "logits": MethodEntry("srkd.methods.logits:Logits", "Hinton et al. 2015, arXiv 1503.02531"),
+}
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """A method by name with the frozen config of each part, before any network exists.
+
+    The weights of reserved terms are the same in every part that has them.
+    """
+
+    parts: tuple[str, ...]
+    configs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.parts)
+
+    @property
+    def needs_groups(self) -> bool:
+        return any(METHODS[p].needs_groups for p in self.parts)
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def plan(name: str, options: dict[str, Any]) -> MethodPlan:
+    """Read `[method]` of a recipe. `options` holds the keys besides `name`.
+
+    A table named like a part configures that part; a plain key goes to every part that has it.
+    """
+    parts = tuple(part.strip() for part in name.split("+"))
+    for part in parts:
+        if part not in METHODS:
+            raise SrkdError(f"unknown method '{part}'; {nearest(part, list(METHODS))}")
+    if len(set(parts)) != len(parts):
+        raise SrkdError(f"method '{name}' names one part twice; each part counts once.")
+
+    shared = {k: v for k, v in options.items() if not isinstance(v, dict)}
+    tables = {k: v for k, v in options.items() if isinstance(v, dict)}
+    known: dict[str, list[str]] = {
+        p: [f.name for f in fields(_load(METHODS[p].path).Config)] for p in parts
+    }
+    every_key = sorted({k for keys in known.values() for k in keys})
+    for table in tables:
+        if table not in parts:
+            raise SrkdError(
+                f"[method.{table}] belongs to no part of '{name}'; {nearest(table, parts)}"
+            )
+    for key in shared:
+        if key not in every_key:
+            raise SrkdError(f"method '{name}' has no option '{key}'; {nearest(key, every_key)}")
+    configs: dict[str, Any] = {}
+    by_hand: dict[str, set[str]] = {}
+    for part in parts:
+        for key in tables.get(part, {}):
+            if key not in known[part]:
+                raise SrkdError(
+                    f"method '{part}' has no option '{key}'; {nearest(key, known[part])}"
+                )
+        values = {k: v for k, v in shared.items() if k in known[part]} | tables.get(part, {})
+        configs[part] = _config(part, values)
+        by_hand[part] = set(values)
+    _share_reserved(configs, by_hand)
+    return MethodPlan(parts, configs)
+
+
+def _share_reserved(configs: dict[str, Any], by_hand: dict[str, set[str]]) -> None:
+    """Give every part the one weight of each reserved term: set by hand, else the first part's."""
+    for key in RESERVED_WEIGHTS.values():
+        having = [part for part, config in configs.items() if hasattr(config, key)]
+        chosen = [part for part in having if key in by_hand[part]]
+        if len({getattr(configs[part], key) for part in chosen}) > 1:
+            raise SrkdError(
+                f"{key} is set to different values for {' and '.join(chosen)}, but its term counts once "
+                f"in '{'+'.join(configs)}'; set it once, as method.{key}."
+            )
+        for part in having:
+            value = getattr(configs[(chosen or having)[0]], key)
+            configs[part] = replace(configs[part], **{key: value})
+
+
+def _config(part: str, values: dict[str, Any]) -> Any:
+    """The frozen config of a part, with the types of its defaults enforced."""
+    config_class = _load(METHODS[part].path).Config
+    default = config_class()
+    checked = {}
+    for key, value in values.items():
+        checked[key] = same_type(f"method.{part}.{key}", value, getattr(default, key))
+    return config_class(**checked)
+
+
+def same_type(key: str, value: Any, default: Any) -> Any:
+    """`value` if it has the type of `default` (an int may stand for a float), else a clear refusal."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(same_type(key, v, default[0]) if default else v for v in value)
+    if type(value) is not type(default):
+        raise SrkdError(
+            f"{key} = {value!r} is {type(value).__name__}, but {type(default).__name__} is needed "
+            f"(like {default!r})."
+        )
+    return value
+
+
+def check_teachers(plan: MethodPlan, ours: list[bool]) -> None:
+    """Refuse a number or kind of teachers the method cannot use; `ours` says which have groups."""
+    for part in plan.parts:
+        entry = METHODS[part]
+        fewest, most = entry.teachers
+        if len(ours) < fewest:
+            raise SrkdError(
+                f"method '{part}' needs {'a teacher' if fewest == 1 else f'{fewest} teachers'}, got "
+                f"{len(ours)}; add --teacher MODEL."
+            )
+        if most is not None and len(ours) > most:
+            if most == 0:
+                raise SrkdError(
+                    f"method '{part}' uses no teacher, but {len(ours)} were given; drop --teacher, or choose "
+                    f"a method that learns from one: {', '.join(m for m in METHODS if m != part)}."
+                )
+            raise SrkdError(
+                f"method '{part}' takes {most} teacher{'s' if most != 1 else ''}, got {len(ours)}; "
+                "drop the others."
+            )
+        if entry.needs_groups and not all(ours):
+            work = [name for name, other in METHODS.items() if not other.needs_groups]
+            raise SrkdError(
+                f"method '{part}' reads features inside the teacher, and a foreign network has outputs "
+                f"only; with this teacher these methods work: {', '.join(work)}."
+            )
+
+
+def make(plan: MethodPlan, student: nn.Module, teachers: tuple[nn.Module, ...]) -> Method:
+    """Build the method's layers for a pair of networks."""
+    from srkd.methods.base import Composed
+
+    built = {
+        part: cast("Method", _load(METHODS[part].path)(plan.configs[part], student, teachers))
+        for part in plan.parts
+    }
+    owners = {
+        term: next((p for p in plan.parts if hasattr(plan.configs[p], key)), "")
+        for term, key in RESERVED_WEIGHTS.items()
+    }
+    return Composed(built, owners)

@@ -66,7 +66,9 @@ ZOO: dict[str, ZooEntry] = {
     "rcan_b": _rcan("RCAN-B of MKD, 16 channels, 4 groups of 4", 16, 4, 4),
     "rcan_c": _rcan("RCAN-C of MKD, 32 channels, 4 groups of 4", 32, 4, 4),
     "swinir": _swinir("SwinIR-M, 180 channels, 6 RSTBs, classical tail", 180, 6, "classical"),
-    "swinir_lightweight": _swinir("SwinIR-S, 60 channels, 4 RSTBs, one-step tail", 60, 4, "one_step"),
+    "swinir_lightweight": _swinir(
+        "SwinIR-S, 60 channels, 4 RSTBs, one-step tail", 60, 4, "one_step"
+    ),
     "swinir_c60": _swinir("SwinIR student of DUKD and MiPKD, classical tail", 60, 4, "classical"),
 }
 

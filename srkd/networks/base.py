@@ -81,7 +81,8 @@ class Network(nn.Module):
         h, w = lr.shape[-2:]
         # Written so that torch.export keeps it symbolic; a branch on the size would be baked in.
         return F.pad(
-            lr, (0, (multiple - w % multiple) % multiple, 0, (multiple - h % multiple) % multiple),
+            lr,
+            (0, (multiple - w % multiple) % multiple, 0, (multiple - h % multiple) % multiple),
             mode="reflect",
         )
 
@@ -109,7 +110,7 @@ class Network(nn.Module):
             if i + 1 in wanted:
                 kept[wanted[i + 1]] = feature
         sr = self.crop(self.tail(feature, head), (lr.shape[-2], lr.shape[-1]))
-        return Pass(sr=sr, head=head, taps=kept)
+        return Pass(network=self, sr=sr, head=head, taps=kept)
 
     def rest(self, feature: Tensor, after: str, head: Tensor, size: tuple[int, int]) -> Tensor:
         """Run everything after the tap `after` on a feature (N, C, h', w').

@@ -1,0 +1,124 @@
+"""`<file>.json` beside every exported file: what it is, what it was made from, what was proved of it.
+
+    name_fp32.onnx        the graph
+    name_fp32.onnx.json   this record; never a prefix inside the file, so that other tools can read it
+    parity.json           the measurements behind the verdict (a record per exported file)
+    report.md             the same, to read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from srkd.errors import SrkdError
+from srkd.files import read_json, write_json
+from srkd.types import Facts
+
+FORMAT = 1
+PARITY_FILE = "parity.json"
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNVERIFIED"]
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The record. Sizes are [h, w] in LR pixels; dims are names, expressions or numbers.
+
+    `settings` are what the engine must be opened with (provider, threads). `parity` holds the verdict
+    and the hash of the record in parity.json that it rests on (None for UNVERIFIED).
+    """
+
+    engine: str
+    precision: str
+    file: str
+    graph_sha256: str
+    weights_sha256: str
+    model: dict[str, Any]
+    facts: dict[str, Any]
+    input: dict[str, Any]
+    output: dict[str, Any]
+    sizes: dict[str, list[int]]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    machine: str
+    rebuild: str
+    parity: dict[str, Any]
+    format: int = FORMAT
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.parity["verdict"]
+
+    @property
+    def network_facts(self) -> Facts:
+        return Facts(**self.facts)
+
+
+def sidecar_path(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")
+
+
+def write_sidecar(file: Path, sidecar: Sidecar) -> Path:
+    """Write the record of `file` beside it."""
+    path = sidecar_path(file)
+    write_json(path, asdict(sidecar))
+    return path
+
+
+def read_sidecar(file: Path) -> Sidecar:
+    """The record of `file`; absent, damaged and newer ones are refused with what to do."""
+    path = sidecar_path(file)
+    if not path.is_file():
+        raise SrkdError(
+            f"{file} has no sidecar {path.name}, so nothing is known of its scale or its parity; "
+            "copy both files together, or export again."
+        )
+    record = read_json(path)
+    if record.get("format") != FORMAT:
+        raise SrkdError(
+            f"{path} has format {record.get('format')!r}, this version reads {FORMAT}; use the srkd "
+            "version that wrote it, or export again."
+        )
+    known = {f.name for f in fields(Sidecar)}
+    damage = sorted(known ^ record.keys())
+    if damage:
+        raise SrkdError(
+            f"{path} is damaged ({', '.join(damage)} missing or unknown); export again."
+        )
+    try:
+        sidecar = Sidecar(**record)
+        if sidecar.network_facts.scale < 1 or not sidecar.verdict:
+            raise ValueError("empty scale or verdict")
+    except (TypeError, KeyError, ValueError) as error:
+        raise SrkdError(f"{path} is damaged ({error}); export again.") from error
+    return sidecar
+
+
+def record_hash(record: dict[str, Any]) -> str:
+    """sha256 of a parity record, independent of layout and order of keys."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_parity(folder: Path) -> dict[str, Any]:
+    """All parity records of a folder by file name; none yet is an empty dictionary."""
+    path = folder / PARITY_FILE
+    if not path.is_file():
+        return {}
+    document = read_json(path)
+    if document.get("format") != FORMAT or not isinstance(document.get("files"), dict):
+        raise SrkdError(
+            f"{path} is no parity record of format {FORMAT}; move it away or give another --out."
+        )
+    return document["files"]
+
+
+def write_parity(folder: Path, file: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Add or replace the record of one file; returns all records of the folder."""
+    records = {**read_parity(folder), file: record}
+    write_json(folder / PARITY_FILE, {"format": FORMAT, "files": records})
+    return records

@@ -1,0 +1,46 @@
+"""Which device and precision this machine should use, with the reason."""
+
+from __future__ import annotations
+
+import torch
+
+from srkd.errors import MissingError, SrkdError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; a device that is missing is refused."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SrkdError(f"unknown device '{name}'; use cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MissingError(
+            f"device '{name}' was asked for, but this machine has no CUDA device that torch "
+            f"{torch.__version__} can use; use --device cpu."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MissingError(
+            f"device '{name}' was asked for, but there are {torch.cuda.device_count()} CUDA devices; "
+            "choose a lower number."
+        )
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """fp32 or bf16 for training on `device`, and the reason."""
+    if name != "auto":
+        return name, "asked for"
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU has bf16 units") if fast else ("fp32", "the GPU has no bf16 units")
+    if device.type == "cpu" and has_amx():
+        return "bf16", "the CPU has AMX bf16 units"
+    return "fp32", "this device has no fast bf16 units"
+
+
+def has_amx() -> bool:
+    """True when the CPU multiplies bf16 matrices in hardware tiles (AMX)."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))

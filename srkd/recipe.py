@@ -1,0 +1,255 @@
+"""A recipe: everything that decides what is trained, on what and how. TOML -> frozen dataclasses, once.
+
+Unknown keys and wrong types are refused with the nearest valid key. `Recipe.to_toml()` is what a run
+saves: every value resolved, enough to repeat the run.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from srkd.errors import SrkdError, nearest
+from srkd.methods import METHODS, MethodPlan, plan, same_type
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    network: str = "rcan_a"  # a name of the zoo (--list-networks)
+    scale: int = 4  # 2, 3 or 4
+    weights: str = ""  # MODEL to start from; empty: fresh weights
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    models: tuple[str, ...] = ()  # MODEL each; the order is kept
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: str = "builtin"  # a folder of HR images, or the built-in set
+    lr: str = ""  # a folder of LR images; empty: made by MATLAB-compatible bicubic
+    patch: int = 48  # LR pixels
+    augment: bool = True  # the 8 flips and rotations
+    cache: str = ""  # folder of the decoded cache; empty: $SRKD_CACHE or the user's cache folder
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    iterations: int = 250_000
+    batch: int = 16  # over all ranks and accumulation steps
+    accumulate: int = 1  # micro-batches per step
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = "step"  # step | cosine | constant
+    milestone_every: int = 100_000  # step: learning rate times gamma every so many iterations
+    gamma: float = 0.1
+    final_learning_rate: float = 0.0  # cosine: where it ends
+    warmup: int = 0  # iterations of linear warm-up
+    ema: float = 0.999  # decay of the weight average that is evaluated and saved; 0: off
+    precision: str = "auto"  # fp32 | bf16 | auto (bf16 where the machine has fast bf16 units)
+    channels_last: bool = True
+    compile: bool = False
+    log_every: int = 100
+    save_every: int = 5_000
+
+
+@dataclass(frozen=True)
+class ValidateConfig:
+    sets: tuple[str, ...] = ("builtin",)  # names of benchmark sets, or folders
+    every: int = 5_000  # iterations; 0: only at the end
+
+
+SCHEDULES = ("step", "cosine", "constant")
+PRECISIONS = ("fp32", "bf16", "auto")
+SECTIONS: dict[str, type] = {
+    "student": StudentConfig,
+    "teacher": TeacherConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "validate": ValidateConfig,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    method: MethodPlan
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
+    seed: int = 0
+    with_baseline: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        sections = {name: asdict(getattr(self, name)) for name in SECTIONS}
+        method = {
+            "name": self.method.name,
+            **{p: asdict(c) for p, c in self.method.configs.items()},
+        }
+        return {
+            "seed": self.seed,
+            "with_baseline": self.with_baseline,
+            "method": method,
+            **sections,
+        }
+
+    def to_toml(self) -> str:
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    def summary(self) -> str:
+        """Every value, with the ones that differ from the defaults marked."""
+        usual = _flat(Recipe(method=plan(self.method.name, {})).to_dict())
+        lines = []
+        for key, value in _flat(self.to_dict()).items():
+            mark = " " if usual.get(key) == value else "*"
+            lines.append(f"{mark} {key} = {value!r}")
+        return "\n".join(lines)
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Lines `key: mine -> other's` for every value that differs."""
+        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        keys = sorted(mine.keys() | theirs.keys())
+        return [
+            f"{k}: {mine.get(k)!r} -> {theirs.get(k)!r}"
+            for k in keys
+            if mine.get(k) != theirs.get(k)
+        ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def load_recipe(path: Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file (or start from the defaults) and apply `a.b=value` overrides in order."""
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SrkdError(
+                f"cannot read recipe {path}: {error.strerror}. Give a TOML file."
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SrkdError(f"recipe {path} is not valid TOML: {error}.") from error
+    for override in overrides:
+        _apply(tree, override)
+    return recipe_from(tree)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise SrkdError(f"--set {override}: write key=value, e.g. --set train.batch=8.")
+    *path, last = key.strip().split(".")
+    node = tree
+    for part in path:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise SrkdError(f"--set {override}: '{part}' is a value, not a section.")
+        node = child
+    node[last] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """A TOML value; anything TOML does not know is a plain string, so quotes may be left out."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def recipe_from(tree: dict[str, Any]) -> Recipe:
+    """Check a parsed recipe and freeze it."""
+    top = [*SECTIONS, "method", "seed", "with_baseline"]
+    for key in tree:
+        if key not in top:
+            raise SrkdError(f"unknown recipe key '{key}'; {nearest(key, top)}")
+    method = tree.get("method", {})
+    if not isinstance(method, dict):
+        raise SrkdError('method is a section: write [method] and name = "logits".')
+    options = {k: v for k, v in method.items() if k != "name"}
+    if not isinstance(name := method.get("name", "scratch"), str):
+        raise SrkdError(f"method.name = {name!r} is no text; {nearest('', list(METHODS))}")
+    sections = {name: _section(name, tree.get(name, {})) for name in SECTIONS}
+    recipe = Recipe(
+        method=plan(name, options),
+        seed=same_type("seed", tree.get("seed", 0), 0),
+        with_baseline=same_type("with_baseline", tree.get("with_baseline", False), False),
+        **sections,
+    )
+    _check(recipe)
+    return recipe
+
+
+def _section(name: str, values: Any) -> Any:
+    section = SECTIONS[name]
+    if not isinstance(values, dict):
+        raise SrkdError(f"'{name}' is a section of the recipe, got {values!r}; write [{name}].")
+    known = [f.name for f in fields(section)]
+    default = section()
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            raise SrkdError(f"unknown key '{name}.{key}'; {nearest(key, known)}")
+        like = ("",) if key in ("models", "sets") else getattr(default, key)
+        checked[key] = same_type(f"{name}.{key}", value, like)
+    return section(**checked)
+
+
+def _check(recipe: Recipe) -> None:
+    """Values that have the right type and make no sense."""
+    from srkd.networks import zoo_entry
+
+    t, d = recipe.train, recipe.data
+    entry = zoo_entry(recipe.student.network)
+    if recipe.student.scale not in entry.scales:
+        scales = ", ".join(map(str, entry.scales))
+        raise SrkdError(
+            f"student '{recipe.student.network}' exists at scale {scales}, not {recipe.student.scale}; "
+            "change --scale or --student."
+        )
+    for key, value, choices in (
+        ("train.schedule", t.schedule, SCHEDULES),
+        ("train.precision", t.precision, PRECISIONS),
+    ):
+        if value not in choices:
+            raise SrkdError(f"{key} = '{value}'; {nearest(value, choices)}")
+    positive = {
+        "train.iterations": t.iterations,
+        "train.batch": t.batch,
+        "train.accumulate": t.accumulate,
+        "train.learning_rate": t.learning_rate,
+        "train.milestone_every": t.milestone_every,
+        "train.log_every": t.log_every,
+        "train.save_every": t.save_every,
+        "data.patch": d.patch,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise SrkdError(f"{key} = {value}, but it must be above 0.")
+    if t.batch % t.accumulate:
+        raise SrkdError(
+            f"train.batch = {t.batch} cannot be split in train.accumulate = {t.accumulate} equal parts; "
+            "make one a multiple of the other."
+        )
+    if not 0 <= t.ema < 1:
+        raise SrkdError(
+            f"train.ema = {t.ema}, but a decay lies in 0 (off) to below 1; 0.999 is usual."
+        )
+    if len(t.betas) != 2 or not all(0 <= b < 1 for b in t.betas):
+        raise SrkdError(f"train.betas = {t.betas}, but two numbers in [0, 1) are needed.")
+    if recipe.seed < 0:
+        raise SrkdError(f"seed = {recipe.seed}, but it must be 0 or above.")

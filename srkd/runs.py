@@ -1,0 +1,171 @@
+"""The folder of a run: recipe, states for exact resume, log, result. A file is complete or absent.
+
+recipe.toml            everything resolved
+model.json             what the result is, with training facts and scores
+weights.safetensors    the student alone (the average weights if EMA was on)
+state/step_00001000.pt the last two states, and best.pt; tensors and plain values only
+log.jsonl  tensorboard/  samples/*.png  report.md
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srkd.errors import SrkdError
+from srkd.files import replacing, write_text
+from srkd.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from typing import Self
+
+STATE_FORMAT = 1
+KEEP_STATES = 2
+
+
+class Run:
+    """One run folder, held by one process at a time (a lock file says so)."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Self:
+        """Make a new run folder; an existing one is refused unless `overwrite`."""
+        if folder.exists():
+            contents = list(folder.iterdir()) if folder.is_dir() else None
+            is_run = contents is not None and (folder / "recipe.toml").is_file()
+            if contents is None or (contents and not is_run):
+                raise SrkdError(f"{folder} exists and is no run folder; choose another --out.")
+            if is_run and not overwrite:
+                raise SrkdError(
+                    f"{folder} already holds a run; continue it with --resume {folder}, replace it "
+                    "with --overwrite, or choose another --out."
+                )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SrkdError(
+                f"cannot make the run folder {folder}: {error.strerror}; choose another --out."
+            ) from error
+        run = cls(folder, recipe)
+        run._acquire()
+        run._clear()
+        write_text(folder / "recipe.toml", recipe.to_toml())
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open an existing run to continue it."""
+        recipe = folder / "recipe.toml"
+        if not recipe.is_file():
+            raise SrkdError(
+                f"{folder} is no run folder (it has no recipe.toml); give the folder that --out named."
+            )
+        run = cls(folder, load_recipe(recipe))
+        run._acquire()
+        return run
+
+    def _acquire(self) -> None:
+        """Two processes writing one run would ruin it; the lock goes when this process ends."""
+        try:
+            self._lock = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock or 0)
+            raise SrkdError(
+                f"another process is training in {self.folder}; wait for it or choose another --out."
+            ) from None
+        except OSError as error:
+            raise SrkdError(
+                f"cannot write in {self.folder}: {error.strerror}; choose another --out."
+            ) from error
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _clear(self) -> None:
+        """Remove what an earlier run left, and nothing else."""
+        for name in ("state", "tensorboard", "samples", "baseline", "deploy"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in ("model.json", "weights.safetensors", "log.jsonl", "report.md", "scores.json"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    # -- states ---------------------------------------------------------------------------------
+
+    def states(self) -> list[Path]:
+        """States by step, oldest first."""
+        return sorted((self.folder / "state").glob("step_*.pt"))
+
+    def save_state(self, state: dict[str, Any], *, best: bool = False) -> Path:
+        """Write the state of `state["step"]` completed steps; keep the last two and the best."""
+        path = self.folder / "state" / f"step_{state['step']:08d}.pt"
+        self._save(path, state)
+        if best:
+            self._save(self.folder / "state" / "best.pt", state)
+        for old in self.states()[:-KEEP_STATES]:
+            old.unlink(missing_ok=True)
+        return path
+
+    @staticmethod
+    def _save(path: Path, state: dict[str, Any]) -> None:
+        import torch
+
+        with replacing(path) as temporary:
+            torch.save({"format": STATE_FORMAT, **state}, temporary)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The newest state, None when the run has none yet. Never runs pickled code."""
+        import pickle
+
+        import torch
+
+        found = self.states()
+        if not found:
+            return None
+        path = found[-1]
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise SrkdError(
+                f"{path} is damaged ({error.__class__.__name__}); delete it to continue from the state "
+                "before it."
+            ) from error
+        if state.get("format") != STATE_FORMAT:
+            raise SrkdError(
+                f"{path} has format {state.get('format')!r}, this version reads {STATE_FORMAT}; continue "
+                "with the srkd version that wrote it."
+            )
+        return state
+
+    # -- log ------------------------------------------------------------------------------------
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to log.jsonl."""
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def log_records(self) -> list[dict[str, Any]]:
+        """All complete lines of the log (a killed process may leave a half line at the end)."""
+        path = self.folder / "log.jsonl"
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def rewind_log(self, step: int) -> None:
+        """Drop what was logged after `step` by a process that went further and was killed."""
+        kept = [r for r in self.log_records() if r["step"] <= step]
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept))

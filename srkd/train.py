@@ -1,0 +1,301 @@
+"""The one training loop: recipe in, run folder out.
+
+Nothing in the step waits for the device: loss terms go into a buffer that is read every `log_every`
+steps. What a step is, and why a resumed run is exact, stands in `srkd.training`.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from srkd.data.sampling import PatchSampler, Prefetcher
+from srkd.errors import CheckFailedError
+from srkd.evaluate import score
+from srkd.methods import plan
+from srkd.models import save_model
+from srkd.progress import TrainingLine, counter
+from srkd.recipe import TeacherConfig
+from srkd.report import samples, write_report
+from srkd.runs import Run
+from srkd.training import (
+    Inputs,
+    NotFiniteError,
+    TermBuffer,
+    Training,
+    describe,
+    learning_rate_at,
+    open_inputs,
+    prepare,
+    restore,
+    state_of,
+    train_step,
+)
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from srkd.recipe import Recipe
+
+Scores = dict[str, dict[str, float]]  # set -> {"psnr_y": dB, "ssim_y": .}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `distill` returns. `rows` are the lines of the report's table, see `srkd.report`."""
+
+    folder: Path
+    scores: Scores
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "interrupted": self.interrupted,
+            "scores": self.scores,
+            "table": self.rows,
+        }
+
+
+def distill(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Train a recipe into the run folder `out`, and its baseline beside it when asked for."""
+    training = prepare(recipe, device)
+    inputs = open_inputs(recipe, counter("decoding training images", quiet=quiet))
+    run = Run.create(Path(out), training.recipe, overwrite=overwrite)
+    return _finish(run, training, inputs, device, quiet)
+
+
+def resume(folder: str | Path, *, device: str = "auto", quiet: bool = False) -> Result:
+    """Continue a run folder exactly where its newest state stands."""
+    run = Run.open(Path(folder))
+    training = prepare(run.recipe, device)
+    inputs = open_inputs(run.recipe, counter("decoding training images", quiet=quiet))
+    return _finish(run, training, inputs, device, quiet)
+
+
+def baseline_of(recipe: Recipe) -> Recipe:
+    """The same student, start, data and budget without a teacher."""
+    return replace(recipe, method=plan("scratch", {}), teacher=TeacherConfig(), with_baseline=False)
+
+
+def _finish(run: Run, training: Training, inputs: Inputs, device: str, quiet: bool) -> Result:
+    """Train what is left of the run, then what is left of its baseline, then write the report."""
+    try:
+        scores, interrupted = _train(run, training, inputs, quiet)
+        baseline = None
+        if run.recipe.with_baseline and not interrupted:
+            baseline = run.folder / "baseline"
+            interrupted = _train_baseline(baseline, baseline_of(run.recipe), inputs, device, quiet)
+        if interrupted:
+            return Result(run.folder, scores, interrupted=True)
+        rows = write_report(run, training.teachers, inputs.sets, baseline)
+        return Result(run.folder, scores, rows)
+    finally:
+        run.close()
+
+
+def _train_baseline(folder: Path, recipe: Recipe, inputs: Inputs, device: str, quiet: bool) -> bool:
+    """Train or continue the baseline; returns whether the user stopped it."""
+    exists = (folder / "recipe.toml").is_file()
+    run = Run.open(folder) if exists else Run.create(folder, recipe)
+    try:
+        return _train(run, prepare(recipe, device), inputs, quiet)[1]
+    finally:
+        run.close()
+
+
+def _train(run: Run, training: Training, inputs: Inputs, quiet: bool) -> tuple[Scores, bool]:
+    """Run the steps that are left; returns the final scores and whether the user stopped it."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    t, train = training, training.recipe.train
+    if (state := run.load_state()) is not None:
+        restore(t, inputs, state, run.folder)
+        run.rewind_log(t.done)
+    if train.compile:
+        t.student.run = torch.compile(t.student.run)  # type: ignore[method-assign]
+    sampler = PatchSampler(
+        inputs.data, t.recipe.data.patch, train.batch, t.recipe.seed, t.recipe.data.augment
+    )
+    pin = t.device.type == "cuda"
+    scores: Scores = {}
+    buffer = TermBuffer()
+    line = TrainingLine(t.recipe.method.name, train.iterations, quiet=quiet)
+    writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=t.done + 1)
+    try:
+        with (
+            Interrupt() as interrupt,
+            writer,
+            line,
+            Prefetcher(sampler, t.done, train.iterations, pin=pin) as batches,
+        ):
+            clock = Clock(t, batches)
+            for _, lr, hr in batches:
+                buffer.add(train_step(t, lr, hr))
+                last = t.done == train.iterations or interrupt.asked
+                if t.done % train.log_every == 0 or last:
+                    _log(t, run, buffer.read(t.done), clock, writer, line)
+                every = t.recipe.validate.every
+                if t.done == train.iterations or (every and t.done % every == 0):
+                    with clock.paused():
+                        scores = _validate(t, inputs, run, writer, line)
+                if t.done % train.save_every == 0 or last:
+                    with clock.paused():
+                        buffer.check(t.done)
+                        _save(t, inputs, run)
+                if interrupt.asked and t.done < train.iterations:
+                    line.say(f"stopped; continue with: --resume {run.folder}")
+                    return scores, True
+    except NotFiniteError as bad:
+        raise _explain(bad, run) from bad
+    if not scores:  # the run was complete when it was resumed
+        scores = _scores(t, inputs)
+    save_model(run.folder, t.result, describe(t, inputs, scores))
+    return scores, False
+
+
+def _log(
+    t: Training,
+    run: Run,
+    terms: dict[str, float],
+    clock: Clock,
+    writer: SummaryWriter,
+    line: TrainingLine,
+) -> None:
+    rate = learning_rate_at(t.recipe.train, t.done - 1)
+    speed, wait = clock.lap()
+    facts = {"step": t.done, "learning_rate": rate, "steps_per_s": speed, "data_wait": wait}
+    run.log({**facts, "terms": terms})
+    for name, value in terms.items():
+        writer.add_scalar(f"loss/{name}", value, t.done)
+    writer.add_scalar("train/learning_rate", rate, t.done)
+    writer.add_scalar("train/steps_per_s", speed, t.done)
+    writer.add_scalar("train/data_wait", wait, t.done)
+    line.update(t.done, terms, speed, wait)
+
+
+def _scores(t: Training, inputs: Inputs) -> Scores:
+    """PSNR-Y and SSIM-Y of the network that will be kept, on every validation set."""
+    scores: Scores = {}
+    for evaluation_set in inputs.sets:
+        result = score(t.result, evaluation_set)
+        scores[evaluation_set.name] = {"psnr_y": result.psnr, "ssim_y": result.ssim}
+    return scores
+
+
+def _validate(
+    t: Training, inputs: Inputs, run: Run, writer: SummaryWriter, line: TrainingLine
+) -> Scores:
+    """Score the network, remember the best, keep pictures."""
+    scores = _scores(t, inputs)
+    for name, values in scores.items():
+        for metric, value in values.items():
+            writer.add_scalar(f"{name}/{metric}", value, t.done)
+    run.log({"step": t.done, "scores": scores})
+    psnr = sum(s["psnr_y"] for s in scores.values()) / max(1, len(scores))
+    if scores:
+        if psnr > t.best_psnr:
+            t.best_psnr, t.best_step = psnr, t.done
+            run.save_state(state_of(t, inputs), best=True)
+        line.validated(psnr, t.best_psnr)
+        line.say(
+            f"step {t.done}: "
+            + " · ".join(f"{n} {s['psnr_y']:.2f} / {s['ssim_y']:.4f}" for n, s in scores.items())
+        )
+        samples(run.folder / "samples", t.result, inputs.sets[0], t.done)
+    return scores
+
+
+def _save(t: Training, inputs: Inputs, run: Run) -> None:
+    """Keep a state for resuming, never one with broken weights."""
+    finite = torch.stack([torch.isfinite(p).all() for p in t.student.parameters()])
+    if not bool(finite.all()):
+        raise NotFiniteError(t.done, "a weight of the student", float("nan"))
+    run.save_state(state_of(t, inputs))
+
+
+def _explain(bad: NotFiniteError, run: Run) -> CheckFailedError:
+    states = run.states()
+    good = f"the last good state is {states[-1]}" if states else "no state was saved before it"
+    return CheckFailedError(
+        f"training stopped: {bad.term} became {bad.value} at step {bad.step}; {good}. Lower the learning "
+        "rate (--set train.learning_rate=...) or use --precision fp32 in a new run."
+    )
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._ask)
+        except ValueError:
+            pass  # signals belong to the main thread; elsewhere they are the caller's business
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Clock:
+    """Steps per second and share of time spent waiting for data since the last lap."""
+
+    def __init__(self, training: Training, batches: Prefetcher) -> None:
+        self.training, self.batches = training, batches
+        self._start()
+
+    def _start(self) -> None:
+        self._t0 = time.perf_counter()
+        self._step = self.training.done
+        self._waited = self.batches.waited_s
+        self._paused = 0.0
+
+    def lap(self) -> tuple[float, float]:
+        """(steps per second, waiting share in 0..1); validation and saving do not count."""
+        seconds = max(time.perf_counter() - self._t0 - self._paused, 1e-9)
+        self.training.seconds += seconds
+        speed = (self.training.done - self._step) / seconds
+        wait = (self.batches.waited_s - self._waited) / seconds
+        self._start()
+        return speed, wait
+
+    def paused(self) -> _Pause:
+        return _Pause(self)
+
+    def skip(self, seconds: float) -> None:
+        self._paused += seconds
+
+
+class _Pause:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.skip(time.perf_counter() - self.start)

@@ -1,0 +1,346 @@
+"""What one training run holds, how it is built from a recipe, and one step of it.
+
+A step is a function of (recipe, seed, step number, state): crops and symmetries are drawn from (seed,
+step, sample), the learning rate is computed from the step, and the state holds everything else. So
+N steps, a kill, a resume and N steps give bit for bit what 2N steps give (CPU, fp32).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from srkd.data.cache import open_training_set
+from srkd.data.sets import open_set
+from srkd.devices import pick_device, pick_precision
+from srkd.errors import SrkdError
+from srkd.files import sha256
+from srkd.methods import check_teachers, make
+from srkd.models import LoadedModel, load_model
+from srkd.networks import build
+from srkd.networks.base import Network
+from srkd.types import Pass, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from srkd.data.cache import TrainingSet
+    from srkd.data.sets import EvaluationSet
+    from srkd.methods.base import Method
+    from srkd.recipe import Recipe, TrainConfig
+
+
+@dataclass
+class Training:
+    """The networks and the progress of one training run; `done` counts completed steps."""
+
+    recipe: Recipe
+    device: torch.device
+    precision: str
+    student: Network
+    average: Network | None
+    teachers: list[LoadedModel]
+    method: Method
+    optimizer: torch.optim.Adam
+    done: int = 0
+    best_psnr: float = -math.inf
+    best_step: int = 0
+    seconds: float = 0.0
+
+    @property
+    def result(self) -> Network:
+        """The network that is evaluated and kept: the average weights if EMA is on."""
+        return self.average if self.average is not None else self.student
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images of a run: decoded training set and validation sets."""
+
+    data: TrainingSet
+    sets: list[EvaluationSet]
+
+
+def learning_rate_at(train: TrainConfig, step: int) -> float:
+    """Learning rate of the 0-based `step`."""
+    rate = train.learning_rate
+    if train.warmup and step < train.warmup:
+        return rate * (step + 1) / train.warmup
+    if train.schedule == "step":
+        return rate * train.gamma ** (step // train.milestone_every)
+    if train.schedule == "cosine":
+        progress = (step - train.warmup) / max(1, train.iterations - train.warmup)
+        low = train.final_learning_rate
+        return low + (rate - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return rate
+
+
+def ema_decay_at(decay: float, step: int) -> float:
+    """Decay of the weight average; it grows at the start, so that the random weights are forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def forward(network: nn.Module, lr: Tensor, taps: tuple[str, ...] = ()) -> Pass:
+    """One pass of a network of ours or a foreign one (which has outputs only)."""
+    if isinstance(network, Network):
+        return network.run(lr, taps)
+    return Pass(network=network, sr=network(lr))
+
+
+def load_teachers(recipe: Recipe) -> list[LoadedModel]:
+    """The frozen teachers in the order of the recipe; wrong scale and wrong number are refused."""
+    teachers = [load_model(spec, recipe.student.scale) for spec in recipe.teacher.models]
+    check_teachers(recipe.method, [t.is_ours for t in teachers])
+    for teacher in teachers:
+        teacher.network.requires_grad_(False).eval()
+    return teachers
+
+
+def prepare(recipe: Recipe, device: str = "auto") -> Training:
+    """Build networks, method and optimiser; nothing is trained or written."""
+    target = pick_device(device)
+    precision, _ = pick_precision(recipe.train.precision, target)
+    recipe = replace(recipe, train=replace(recipe.train, precision=precision))
+
+    teachers = load_teachers(recipe)
+    # Fresh weights depend on the seed alone, not on what was random before.
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        student = start_weights(recipe)
+        method = make(recipe.method, student, tuple(t.network for t in teachers))
+
+    layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+    for network in (student, method, *(t.network for t in teachers)):
+        network.to(target, memory_format=layout)  # type: ignore[call-overload]
+    student.train()
+    average = None
+    if recipe.train.ema:
+        average = copy.deepcopy(student).requires_grad_(False).eval()
+
+    parameters = [*student.parameters(), *method.parameters()]
+    optimizer = torch.optim.Adam(
+        parameters, lr=recipe.train.learning_rate, betas=recipe.train.betas, fused=True
+    )
+    return Training(recipe, target, precision, student, average, teachers, method, optimizer)
+
+
+def open_inputs(recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> Inputs:
+    """Open the images. Paths may name environment variables, so that recipes travel."""
+    d, scale = recipe.data, recipe.student.scale
+    data = open_training_set(
+        os.path.expandvars(d.train),
+        scale,
+        lr=os.path.expandvars(d.lr) or None,
+        cache=Path(os.path.expandvars(d.cache)) if d.cache else None,
+        progress=progress,
+    )
+    sets = [open_set(os.path.expandvars(spec), scale) for spec in recipe.validate.sets]
+    return Inputs(data, sets)
+
+
+def start_weights(recipe: Recipe) -> Network:
+    """The student with fresh weights, or with those of `student.weights`."""
+    student = build(recipe.student.network, recipe.student.scale)
+    if not recipe.student.weights:
+        return student
+    start = load_model(recipe.student.weights, recipe.student.scale).network
+    if not isinstance(start, Network) or start.arguments != student.arguments:
+        raise SrkdError(
+            f"student.weights = {recipe.student.weights} is not a {recipe.student.network}; start from "
+            "weights of the same network, or leave it empty."
+        )
+    return start
+
+
+# -- state --------------------------------------------------------------------------------------
+
+
+def state_of(training: Training, inputs: Inputs) -> dict[str, Any]:
+    """Everything that the next step depends on, as tensors and plain values."""
+    t = training
+    return {
+        "step": t.done,
+        "student": t.student.state_dict(),
+        "average": t.average.state_dict() if t.average is not None else None,
+        "method": t.method.state_dict(),
+        "optimizer": t.optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state_all() if t.device.type == "cuda" else [],
+        "best": {"psnr_y": t.best_psnr, "step": t.best_step},
+        "seconds": t.seconds,
+        "inputs": hashes_of(t, inputs),
+    }
+
+
+def hashes_of(training: Training, inputs: Inputs) -> dict[str, Any]:
+    """What a resumed run must find unchanged."""
+    return {"data": inputs.data.digest, "teachers": [weights_hash(t) for t in training.teachers]}
+
+
+def weights_hash(model: LoadedModel) -> str:
+    source = model.source
+    return sha256(source / "weights.safetensors" if source.is_dir() else source)
+
+
+def restore(training: Training, inputs: Inputs, state: dict[str, Any], folder: Path) -> None:
+    """Continue from a state; changed data or teachers are refused."""
+    now = hashes_of(training, inputs)
+    for what, saved in state["inputs"].items():
+        if saved != now[what]:
+            raise SrkdError(
+                f"{folder} was trained on other {what} (its hash has changed), so it cannot be "
+                f"resumed exactly; restore the {what}, or start a new run with "
+                f"--set student.weights={folder}."
+            )
+    t = training
+    t.student.load_state_dict(state["student"])
+    if t.average is not None:
+        t.average.load_state_dict(state["average"])
+    t.method.load_state_dict(state["method"])
+    t.optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    if state["rng_cuda"]:
+        torch.cuda.set_rng_state_all(state["rng_cuda"])
+    t.done, t.seconds = state["step"], state["seconds"]
+    t.best_psnr, t.best_step = state["best"]["psnr_y"], state["best"]["step"]
+
+
+# -- the step -----------------------------------------------------------------------------------
+
+
+def train_step(training: Training, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    """One optimiser step on a batch of uint8 crops; returns the weighted terms, still on the device."""
+    t, train = training, training.recipe.train
+    for group in t.optimizer.param_groups:
+        group["lr"] = learning_rate_at(train, t.done)
+    t.optimizer.zero_grad(set_to_none=True)
+    totals: dict[str, Tensor] = {}
+    for lr_part, hr_part in zip(
+        lr.chunk(train.accumulate), hr.chunk(train.accumulate), strict=True
+    ):
+        terms = loss_terms(t, to_image(lr_part, t), to_image(hr_part, t))
+        torch.stack(list(terms.values())).sum().div(train.accumulate).backward()
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0) + value.detach() / train.accumulate
+    t.optimizer.step()
+    if t.average is not None:
+        update_average(t.average, t.student, ema_decay_at(train.ema, t.done))
+    t.done += 1
+    return totals
+
+
+def to_image(batch: Tensor, training: Training) -> Tensor:
+    """uint8 (N, 3, h, w) on the CPU -> float32 in [0, 1] on the device, in the training's layout."""
+    layout = torch.channels_last if training.recipe.train.channels_last else torch.contiguous_format
+    moved = batch.to(training.device, non_blocking=True)
+    return moved.to(torch.float32, memory_format=layout).div_(255)
+
+
+def loss_terms(training: Training, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    """Passes of all networks and the method's terms (float32), with graph."""
+    t = training
+    with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
+        teachers: tuple[Pass, ...] = ()
+        if t.method.needs_teacher_pass:
+            with torch.no_grad():
+                teachers = tuple(forward(m.network, lr, t.method.teacher_taps) for m in t.teachers)
+        step = Step(
+            lr=lr,
+            hr=hr,
+            student=forward(t.student, lr, t.method.student_taps),
+            teachers=teachers,
+            iteration=t.done,
+            total=t.recipe.train.iterations,
+            seed=t.recipe.seed,
+        )
+        return t.method.loss(step)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * network, all tensors at once."""
+    torch._foreach_lerp_(  # type: ignore[attr-defined]
+        list(average.parameters()), list(network.parameters()), 1 - decay
+    )
+    for kept, fresh in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(fresh)
+
+
+class NotFiniteError(Exception):
+    """A loss term became NaN or infinite at a (1-based) step."""
+
+    def __init__(self, step: int, term: str, value: float) -> None:
+        super().__init__(f"{term} = {value} at step {step}")
+        self.step, self.term, self.value = step, term, value
+
+
+class TermBuffer:
+    """Loss terms of the last steps, kept on the device and read all at once: no wait in the step."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.values: list[Tensor] = []
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        self.names = tuple(terms)
+        self.values.append(torch.stack(list(terms.values())))
+
+    def check(self, last_step: int) -> Tensor:
+        """The buffered values (steps, terms) on the CPU; a value that is no number is an error."""
+        table = torch.stack(self.values).cpu() if self.values else torch.zeros(0, len(self.names))
+        bad = (~torch.isfinite(table)).nonzero()
+        if len(bad):
+            row, column = (int(v) for v in bad[0])
+            step = last_step - len(table) + row + 1
+            raise NotFiniteError(step, self.names[column], float(table[row, column]))
+        return table
+
+    def read(self, last_step: int) -> dict[str, float]:
+        """Mean of each term since the last reading; empties the buffer."""
+        table = self.check(last_step)
+        self.values.clear()
+        return dict(zip(self.names, table.mean(0).tolist(), strict=True)) if len(table) else {}
+
+
+def describe(
+    training: Training, inputs: Inputs, scores: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """What model.json says about the training of a network; no paths of this machine."""
+    import platform
+
+    from srkd import __version__
+
+    t, recipe = training, training.recipe
+    return {
+        "scores": scores,
+        "protocol": "paper-y",
+        "training": {
+            "method": recipe.method.name,
+            "teachers": [{"name": m.name, "weights_sha256": weights_hash(m)} for m in t.teachers],
+            "data": {
+                "name": Path(recipe.data.train).name,
+                "images": len(inputs.data),
+                "digest": inputs.data.digest,
+            },
+            "iterations": t.done,
+            "batch": recipe.train.batch,
+            "patch": recipe.data.patch,
+            "seed": recipe.seed,
+            "precision": t.precision,
+            "device": t.device.type,
+            "seconds": round(t.seconds, 1),
+            "best": {"psnr_y": t.best_psnr, "step": t.best_step} if t.best_step else None,
+        },
+        "versions": {
+            "srkd": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }

@@ -1,0 +1,28 @@
+"""Shared by all tests. Threads are set before torch is imported: two spinning threads beside another
+busy process are ten times slower than one."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests never touch the user's decoded cache."""
+    os.environ["SRKD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with benchmarks/, train/ and weights/ of others."""
+    folder = os.environ.get("SRKD_DATA")
+    if not folder:
+        pytest.skip("set SRKD_DATA to the folder with benchmarks/, train/, weights/")
+    return Path(folder)
