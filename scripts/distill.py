@@ -162,13 +162,13 @@ def resume(args: argparse.Namespace, changes: list[str]) -> int:
 def finish(result: object, as_json: bool) -> int:
     from srkd.console import INTERRUPTED
     from srkd.report import print_table
-    from srkd.train import Result
+    from srkd.train import INTERRUPTED_HINT, Result
 
     assert isinstance(result, Result)
     if as_json:
         print(json.dumps(result.to_dict()))
     elif result.interrupted:
-        print(f"interrupted; continue with: python scripts/distill.py --resume {result.folder}")
+        print(INTERRUPTED_HINT.format(folder=result.folder))
     else:
         print_table(result.rows)
         print(f"\n{result.folder}/  weights.safetensors, model.json, report.md, samples/")

@@ -1,8 +1,9 @@
 """Score networks on sets of images: whole images, eval mode, float32, the metric of a named protocol.
 
     score(network, evaluation_set)      one network, one set: what validation during training calls
-    evaluate(model, ["Set5", ...])      one MODEL, several sets, self-ensemble, pictures kept
-    Entry, document, write_scores       what a table of several models is made of, and its files
+    evaluate(model, ["Set5", ...])      one model, several sets, self-ensemble, pictures kept
+    evaluate_all(["bicubic", ...], ...) several MODELs: the rows of a table
+    document, write_scores              these rows as JSON and CSV
 
 A set's score is the mean over its images. `seconds` is the time of the upscaling alone; it tells how
 long an evaluation takes and is no speed measurement (no warm-up, one pass, every image another size).
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +28,21 @@ from srkd.data.sets import EvaluationSet, open_set
 from srkd.devices import pick_device
 from srkd.errors import MissingError, SrkdError
 from srkd.files import replacing, write_json
+from srkd.images import to_tensor, to_uint8, write_png
 from srkd.metrics import PAPER_Y, Protocol, levels, psnr_ssim
-from srkd.models import LoadedModel
+from srkd.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
-
     # (1, 3, h, w) in [0, 1] -> (1, 3, scale*h, scale*w) in about [0, 1]
     Upscaler = Callable[[Tensor], Tensor]
     # Called with the name of the set and the score of every image as soon as it is known.
     Progress = Callable[[str, "ImageScore"], None]
+
+
+BICUBIC = "bicubic"  # the model that every table starts with
 
 
 @dataclass(frozen=True)
@@ -164,8 +168,7 @@ class Bicubic:
 
     def __call__(self, lr: Tensor) -> Tensor:
         """(1, 3, h, w) in [0, 1] -> (1, 3, scale*h, scale*w), float32 on the device of `lr`."""
-        sr = upscale_uint8(_to_picture(lr), self.scale)
-        return _to_image(sr, lr.device)
+        return to_tensor(upscale_uint8(to_uint8(lr), self.scale)).to(lr.device)
 
 
 def eightfold(upscale: Upscaler) -> Upscaler:
@@ -209,7 +212,7 @@ def _score(
                 f"{where}: the LR image is {w}x{h} px, the network needs at least {least_px} px on "
                 "each side. Leave the image out of the set."
             )
-        lr = _to_image(image.lr, device)
+        lr = to_tensor(image.lr).to(device)
         try:
             sr, seconds = _timed(upscale, lr)
         except torch.OutOfMemoryError as error:
@@ -225,7 +228,8 @@ def _score(
         except SrkdError as error:
             raise SrkdError(f"{where}: {error}") from error
         if save is not None:
-            _write_png(save / evaluation_set.name / f"{image.name}.png", _to_picture(sr))
+            picture = sr[0].permute(1, 2, 0).cpu().numpy()
+            write_png(save / evaluation_set.name / f"{image.name}.png", picture)
         scores.append(ImageScore(image.name, psnr_db.item(), ssim.item(), seconds))
         if progress is not None:
             progress(evaluation_set.name, scores[-1])
@@ -283,24 +287,6 @@ def _float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
 
 
-def _to_image(picture: np.ndarray, device: torch.device) -> Tensor:
-    """(h, w, 3) uint8 -> (1, 3, h, w) float32 in [0, 1]."""
-    planes = torch.tensor(picture, device=device).permute(2, 0, 1)[None].contiguous()
-    return planes.to(torch.float32).div_(255)
-
-
-def _to_picture(image: Tensor) -> np.ndarray:
-    """(1, 3, h, w), float in [0, 1] or uint8 -> (h, w, 3) uint8."""
-    return levels(image)[0].permute(1, 2, 0).contiguous().cpu().numpy()
-
-
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    from PIL import Image
-
-    with replacing(path) as temporary:
-        Image.fromarray(picture).save(temporary)
-
-
 # -- several models, and the files --------------------------------------------------------------
 
 
@@ -313,7 +299,83 @@ class Entry:
     scale: int
     parameters: int | None
     self_ensemble: bool
-    scores: tuple[SetScore, ...]
+    notes: tuple[str, ...]  # what was assumed in reading the model's file
+    scores: tuple[SetScore, ...] = ()
+
+
+def evaluate_all(
+    specs: Sequence[str],
+    sets: Sequence[str],
+    *,
+    scale: int | None = None,
+    protocol: Protocol = PAPER_Y,
+    self_ensemble: bool = False,
+    device: str = "cpu",
+    save: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Entry]:
+    """Score several MODELs on the same sets, in order; every model and set is opened before any runs.
+
+    A spec is what `load_model` understands, or "bicubic", which is scored at `scale`, else at every
+    scale that the other models have. `self_ensemble` adds a second row for each network. `save`
+    receives <model>/<set>/<image>.png, `progress` is called with (done, total) forward passes.
+    """
+    pick_device(device)
+    loaded = {spec: load_model(spec, scale) for spec in specs if spec != BICUBIC}
+    scales = sorted({model.scale for model in loaded.values()} or ({scale} if scale else set()))
+    if not scales:
+        raise SrkdError("bicubic has no scale of its own; add --scale 2, 3 or 4.")
+    opened = {s: open_sets(sets, s) for s in scales}
+
+    rows: list[tuple[Entry, LoadedModel | Upscaler]] = []
+    names = [model.name for model in loaded.values()]
+    for spec in dict.fromkeys(specs):
+        if spec == BICUBIC:
+            rows += [
+                (Entry(BICUBIC, BICUBIC, s, None, False, notes=()), Bicubic(s)) for s in scales
+            ]
+            continue
+        model = loaded[spec]
+        label = model.name if names.count(model.name) == 1 else spec
+        count = sum(parameter.numel() for parameter in model.network.parameters())
+        plain = Entry(label, str(model.source), model.scale, count, False, model.notes)
+        rows.append((plain, model))
+        if self_ensemble:
+            marked = f"{label} + self-ensemble"
+            rows.append((replace(plain, label=marked, self_ensemble=True), model))
+
+    passes = [8 if entry.self_ensemble else 1 for entry, _ in rows]
+    total = sum(
+        n * sum(len(s) for s in opened[entry.scale])
+        for n, (entry, _) in zip(passes, rows, strict=True)
+    )
+    done = 0
+    entries = []
+    for n, (entry, model) in zip(passes, rows, strict=True):
+
+        def advance(_set: str, _image: ImageScore, n: int = n) -> None:
+            nonlocal done
+            done += n
+            if progress is not None:
+                progress(done, total)
+
+        scores = evaluate(
+            model,
+            opened[entry.scale],
+            scale=entry.scale,
+            protocol=protocol,
+            self_ensemble=entry.self_ensemble,
+            device=device,
+            save=save / _folder_name(entry) if save is not None else None,
+            progress=advance,
+        )
+        entries.append(replace(entry, scores=tuple(scores)))
+    return entries
+
+
+def _folder_name(entry: Entry) -> str:
+    name = re.sub(r"[^\w.+-]+", "_", entry.label).strip("._")
+    return name if f"_x{entry.scale}" in name else f"{name}_x{entry.scale}"
 
 
 def document(entries: Sequence[Entry], protocol: Protocol, device: str) -> dict[str, Any]:
@@ -330,6 +392,7 @@ def document(entries: Sequence[Entry], protocol: Protocol, device: str) -> dict[
                 "scale": entry.scale,
                 "parameters": entry.parameters,
                 "self_ensemble": entry.self_ensemble,
+                "notes": list(entry.notes),
                 "sets": [_set_values(s) for s in entry.scores],
             }
             for entry in entries

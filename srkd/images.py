@@ -90,7 +90,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
     kind = _sniff(path)
     try:
         with path.open("rb") as file:
-            image = _open(kind, file, path)
+            image = _open(kind, file)
             _check_size(image, path, max_pixels)
             return _decode(image, kind, path)
     except SrkdError as error:
@@ -105,7 +105,7 @@ def picture_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     kind = _sniff(path)
     try:
         with path.open("rb") as file:
-            image = _open(kind, file, path)
+            image = _open(kind, file)
             _check_size(image, path, max_pixels)
             return image.height, image.width
     except SrkdError:
@@ -291,8 +291,9 @@ def _sniff(path: Path) -> str:
     )
 
 
-def _open(kind: str, file: BinaryIO, path: Path) -> ImageFile:
-    image = _READERS[kind](file, str(path))
+def _open(kind: str, file: BinaryIO) -> ImageFile:
+    # No file name is passed: Pillow would map the file, and turn a mapped TIFF upright wrongly (12.3).
+    image = _READERS[kind](file)
     if image.width < 1 or image.height < 1:
         raise SyntaxError("the header gives no size")
     return image
@@ -333,7 +334,7 @@ def _decode(image: ImageFile, kind: str, path: Path) -> Picture:
         picture = _convert(image)
     elif low_mode := _LOW_BYTES.get(raw):
         with path.open("rb") as file:
-            picture = _colour_16(image, _READERS[kind](file, str(path)), low_mode)
+            picture = _colour_16(image, _READERS[kind](file), low_mode)
     else:
         notes.append(f"16-bit {image.mode} converted to 8 bits")
         picture = _convert(image)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from srkd.recipe import Recipe
 
 Scores = dict[str, dict[str, float]]  # set -> {"psnr_y": dB, "ssim_y": .}
+INTERRUPTED_HINT = "interrupted; continue with: python scripts/distill.py --resume {folder}"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _train(run: Run, training: Training, inputs: Inputs, quiet: bool) -> tuple[S
                         buffer.check(t.done)
                         _save(t, inputs, run)
                 if interrupt.asked and t.done < train.iterations:
-                    line.say(f"stopped; continue with: --resume {run.folder}")
+                    line.say(INTERRUPTED_HINT.format(folder=run.folder))
                     return scores, True
     except NotFiniteError as bad:
         raise _explain(bad, run) from bad

@@ -1,0 +1,371 @@
+"""Training images decoded once, as memory-mapped uint8 files that every process shares.
+
+    <cache>/<digest>/hr.bin  lr.bin     (H, W, 3) and (h, w, 3) of image after image, no padding
+                     index.json         names and sizes, which give the offsets
+    <cache>/<digest>.lock               held while that folder is built
+    <cache>/seen/<key>                  the digest of a folder whose files have these names, sizes and
+                                        times, so that unchanged folders are not read again
+
+The digest is over the bytes of every file, the scale and the versions of this format and of the
+degradation. A folder appears by a rename, complete or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+import numpy as np
+
+from srkd.data.degradation import DEGRADATION_VERSION, crop_to_multiple, downscale_uint8
+from srkd.data.folders import list_pairs
+from srkd.errors import SrkdError
+from srkd.files import read_json, sha256, write_text
+from srkd.images import picture_size, read_rgb8
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+    from srkd.data.folders import TrainingImage
+
+CACHE_FORMAT = 1
+BUILTIN = "builtin"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One image to build: `read` gives (hr, lr) uint8 arrays, hr cropped to scale times lr."""
+
+    name: str
+    content: str  # hash of what `read` reads
+    pixels: int  # of HR, for the free-space check
+    read: Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+class TrainingSet:
+    """Decoded images, opened from a cache folder. Arrays are read-only views of the mapped files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `SrkdError` when the folder is damaged."""
+        index = read_json(folder / "index.json")
+        try:
+            self.scale = int(index["scale"])
+            self.names: tuple[str, ...] = tuple(index["names"])
+            self._sizes = [(int(H), int(W)) for H, W in index["sizes"]]
+            if not 0 < len(self.names) == len(self._sizes):
+                raise ValueError(f"{len(self.names)} names, {len(self._sizes)} sizes")
+        except (KeyError, TypeError, ValueError) as error:
+            raise SrkdError(
+                f"{folder / 'index.json'} is damaged ({error!r}); remove the folder."
+            ) from error
+        self.digest = folder.name
+        self._ends = np.cumsum([3 * H * W for H, W in self._sizes])
+        size = int(self._ends[-1])
+        self._hr = _open_flat(folder / "hr.bin", size)
+        self._lr = _open_flat(folder / "lr.bin", size // self.scale**2)
+        self.cache_bytes = self._hr.size + self._lr.size
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(H, W) of the high-resolution image, multiples of the scale."""
+        return self._sizes[i]
+
+    def hr(self, i: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        H, W = self._sizes[i]
+        end = int(self._ends[i])
+        return self._hr[end - 3 * H * W : end].reshape(H, W, 3)
+
+    def lr(self, i: int) -> np.ndarray:
+        """(h, w, 3) uint8."""
+        h, w = (side // self.scale for side in self._sizes[i])
+        end = int(self._ends[i]) // self.scale**2
+        return self._lr[end - 3 * h * w : end].reshape(h, w, 3)
+
+
+def open_training_set(
+    data: str | Path,
+    scale: int,
+    lr: str | Path | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TrainingSet:
+    """The training images of `data`, from the cache; built there first when it is not yet.
+
+    data      "builtin", or a folder of HR images
+    lr        folder of LR images; without it LR is made from HR (uint8 bicubic, symmetric border)
+    cache     default: SRKD_CACHE, else ~/.cache/srkd
+    progress  called with (images done, images in all) while building
+    """
+    if scale not in (2, 3, 4):
+        raise SrkdError(f"scale {scale} is not supported; choose 2, 3 or 4.")
+    cache = (cache or default_cache()).expanduser().absolute()
+    try:
+        (cache / "seen").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(cache, error) from error
+    if str(data) == BUILTIN:
+        if lr is not None:
+            raise SrkdError(
+                "the built-in images have no LR folder; give --data FOLDER with --lr, or leave --lr away."
+            )
+        entries = _builtin_entries(scale)
+        digest = _digest(entries, scale)
+    else:
+        pairs = list_pairs(Path(data).expanduser(), Path(lr).expanduser() if lr else None, scale)
+        remembered = cache / "seen" / _stat_key(pairs, scale)
+        digest = _remembered_digest(remembered)
+        ready = _open_if_whole(cache / digest) if digest else None
+        if ready is not None:
+            return ready
+        entries = [_file_entry(pair, scale) for pair in pairs]
+        digest = _digest(entries, scale)
+        # The note only saves reading the files again: a complete cache may lie on a read-only disk.
+        with suppress(SrkdError):
+            write_text(remembered, digest)
+    folder = cache / digest
+    return _open_if_whole(folder) or _build_once(folder, entries, scale, progress)
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("SRKD_CACHE") or "~/.cache/srkd")
+
+
+def _open_flat(path: Path, size: int) -> np.ndarray:
+    found = path.stat().st_size if path.is_file() else -1
+    if found != size:
+        state = "is gone" if found < 0 else f"holds {found} bytes"
+        raise SrkdError(f"{path} {state}, the index says {size}; remove the folder.")
+    # A plain array over the map: slicing a np.memmap costs ten times as much.
+    return np.asarray(np.memmap(path, np.uint8, mode="r"))
+
+
+def _open_if_whole(folder: Path, quiet: bool = False) -> TrainingSet | None:
+    """None when there is no such folder, or when it is damaged, which is said on stderr."""
+    if not folder.is_dir():
+        return None
+    try:
+        return TrainingSet(folder)
+    except SrkdError as error:
+        if not quiet:
+            _say(f"the image cache is damaged and will be built again: {error}")
+        return None
+
+
+# --- what a set is made of ------------------------------------------------------------------------
+
+
+def _stat_key(pairs: Iterable[TrainingImage], scale: int) -> str:
+    files = [path for pair in pairs for path in (pair.hr, pair.lr) if path is not None]
+    stats = [(str(path.resolve()), path.stat()) for path in files]
+    facts = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    return _hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, facts])
+
+
+def _remembered_digest(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    # A damaged note must not lead out of the cache folder.
+    return text if len(text) == 64 and text.isalnum() else None
+
+
+def _digest(entries: list[_Entry], scale: int) -> str:
+    contents = [(entry.name, entry.content) for entry in entries]
+    return _hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, contents])
+
+
+def _hash_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _builtin_entries(scale: int) -> list[_Entry]:
+    from srkd.data.builtin import training_images
+
+    def entry(name: str, image: np.ndarray) -> _Entry:
+        content = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        pixels = image.shape[0] * image.shape[1]
+        return _Entry(name, content, pixels, lambda: _with_lr(image, None, scale, name))
+
+    return [entry(name, image) for name, image in training_images()]
+
+
+def _file_entry(pair: TrainingImage, scale: int) -> _Entry:
+    height, width = picture_size(pair.hr)
+    content = sha256(pair.hr) + (sha256(pair.lr) if pair.lr else "")
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        lr = read_rgb8(pair.lr) if pair.lr else None
+        return _with_lr(read_rgb8(pair.hr), lr, scale, str(pair.hr))
+
+    return _Entry(pair.name, content, height * width, read)
+
+
+def _with_lr(
+    hr: np.ndarray, lr: np.ndarray | None, scale: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        hr = crop_to_multiple(hr, scale)
+    except SrkdError as error:
+        raise SrkdError(f"{name}: {error}") from error
+    lr = downscale_uint8(hr, scale) if lr is None else lr
+    if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
+        # The headers agreed, so one of the two carries an EXIF rotation.
+        raise SrkdError(
+            f"{name} is {hr.shape[1]}x{hr.shape[0]} px upright and its LR image {lr.shape[1]}x{lr.shape[0]}; "
+            f"HR must be {scale} times LR. Rotate one of the two files."
+        )
+    return hr, lr
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+def _build_once(
+    folder: Path,
+    entries: list[_Entry],
+    scale: int,
+    progress: Callable[[int, int], None] | None,
+) -> TrainingSet:
+    with _locked(folder.with_name(f"{folder.name}.lock")):
+        # Another process may have built it while we waited for the lock.
+        ready = _open_if_whole(folder, quiet=True)
+        if ready is not None:
+            return ready
+        temporary = folder.with_name(f"{folder.name}.building")
+        try:
+            _remove_leftovers(folder.parent, ours=folder.name)
+            if folder.exists():
+                shutil.rmtree(folder)
+            _check_space(folder.parent, sum(entry.pixels for entry in entries), scale)
+            temporary.mkdir()
+            _write(temporary, entries, scale, progress)
+            temporary.rename(folder)
+        except OSError as error:
+            raise _cannot_write(folder.parent, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return TrainingSet(folder)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which the system drops when this process ends in any way.
+
+    The file stays: removing it would let two processes lock two files of one name.
+    """
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from error
+    with file:
+        try:
+            if not _try_lock(file):
+                _say("waiting for another process that builds the same image cache")
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _cannot_write(path.parent, error) from error
+        yield
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_leftovers(cache: Path, ours: str) -> None:
+    """Remove what killed builders left: their lock is free. Our own lock is held by us."""
+    for leftover in cache.glob("*.building"):
+        digest = leftover.name.removesuffix(".building")
+        with (cache / f"{digest}.lock").open("w") as lock:
+            if digest == ours or _try_lock(lock):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_space(cache: Path, pixels: int, scale: int) -> None:
+    needed = 3 * pixels + 3 * pixels // scale**2
+    free = shutil.disk_usage(cache).free
+    if free < needed * 1.02 + 2**20:
+        raise SrkdError(
+            f"the decoded images need {_gigabytes(needed)} in {cache}, which has {_gigabytes(free)} free; "
+            "free some space or set SRKD_CACHE to a folder on a larger disk."
+        )
+
+
+def _write(
+    folder: Path,
+    entries: list[_Entry],
+    scale: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    sizes: list[tuple[int, int]] = []
+    with (folder / "hr.bin").open("wb") as hr_file, (folder / "lr.bin").open("wb") as lr_file:
+        for hr, lr in _in_order(lambda entry: entry.read(), entries):
+            hr_file.write(np.ascontiguousarray(hr))
+            lr_file.write(np.ascontiguousarray(lr))
+            sizes.append((hr.shape[0], hr.shape[1]))
+            if progress is not None:
+                progress(len(sizes), len(entries))
+    index = {"scale": scale, "names": [entry.name for entry in entries], "sizes": sizes}
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    for path in folder.iterdir():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+def _in_order(function: Callable[[Item], Result], items: list[Item]) -> Iterator[Result]:
+    """Map in threads (decoding and resizing let others run) with few results waiting in memory."""
+    threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _cannot_write(cache: Path, error: OSError) -> SrkdError:
+    if error.errno == errno.ENOSPC:
+        return SrkdError(
+            f"the disk filled up while decoding into {cache}; "
+            "free some space or set SRKD_CACHE to a folder on a larger disk."
+        )
+    return SrkdError(
+        f"cannot write the image cache {cache}: {error.strerror or error}. "
+        "Set SRKD_CACHE to a folder that can be written."
+    )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201

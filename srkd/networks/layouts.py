@@ -1,0 +1,294 @@
+"""How other frameworks name the modules of our networks, and the sizes that tensors tell.
+
+Layouts are data (`LAYOUTS`): module paths of a file against module paths of ours. To read one more, add
+its row, and for a new family its line in `SIZES`.
+
+Checked against: sanghyun-son/EDSR-PyTorch, yulunzhang/RCAN, JingyunLiang/SwinIR @ 6545850f,
+XPixelGroup/BasicSR @ 8d56e3a0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+State = dict[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one framework names the modules of one network.
+
+    `keys` maps module paths of the file to paths of ours. A placeholder is one number: `{i}`, `{g}`,
+    `{b}`, `{j}`, `{u}` stand for the same number on both sides; `{n}`, on our side, is the number of
+    units before the body convolution; `{blocks}`, on the file's side, any number that ours does without.
+    `units` is the path of such a unit, `constants` are keys that hold no weights.
+    """
+
+    name: str
+    family: str
+    marks: tuple[str, ...]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    units: str = ""
+    constants: tuple[str, ...] = ()
+    rgb_range: float = 255.0
+
+
+# Frozen convolutions that subtract and add the mean; constants, not weights.
+MEAN_SHIFT_KEYS = ("sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias")
+_OFFICIAL_ENDS = {
+    "head.0": "head.conv",
+    "body.{i}": "groups.{i}",
+    "tail.0.{u}": "tail.upsample.{u}",
+    "tail.1": "tail.last",
+}
+_BASICSR_ENDS = {
+    "conv_first": "head.conv",
+    "conv_after_body": "groups.{n}",
+    "upsample.{u}": "tail.upsample.{u}",
+    "conv_last": "tail.last",
+}
+_EDSR_BLOCKS = {
+    "body.{i}.body.0": "groups.{i}.conv1",
+    "body.{i}.body.2": "groups.{i}.conv2",
+}
+_SWINIR_LAYER = "layers.{i}.residual_group.blocks.{j}"
+_SWINIR = {
+    "conv_first": "head.conv",
+    "patch_embed.norm": "groups.0.norm",
+    **{
+        f"{_SWINIR_LAYER}.{part}": f"groups.{{i}}.layers.{{j}}.{part}"
+        for part in ("norm1", "norm2", "attn", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    },
+    "layers.{i}.conv": "groups.{i}.conv",
+    "norm": "groups.{n}.norm",
+    "conv_after_body": "groups.{n}.conv",
+}
+_SWINIR_MARK = "layers.0.residual_group.blocks.0.attn.qkv.weight"
+_SWINIR_CONSTANTS = (
+    f"{_SWINIR_LAYER}.attn_mask",  # for the image size of training; recomputed for any size
+    f"{_SWINIR_LAYER}.attn.relative_position_index",
+)
+
+# In this order: the first row whose marks are all in the file.
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("srkd", "edsr", ("head.conv.weight", "groups.0.conv1.weight")),
+    Layout("srkd", "rcan", ("head.conv.weight", "groups.0.blocks.0.conv1.weight")),
+    Layout(
+        "srkd", "swinir", ("head.conv.weight", "groups.0.layers.0.attn.qkv.weight"), rgb_range=1
+    ),
+    Layout(
+        "RCAN official",
+        "rcan",
+        ("head.0.weight", "body.0.body.0.body.3.conv_du.0.weight"),
+        {
+            **_OFFICIAL_ENDS,
+            "body.{g}.body.{b}.body.0": "groups.{g}.blocks.{b}.conv1",
+            "body.{g}.body.{b}.body.2": "groups.{g}.blocks.{b}.conv2",
+            "body.{g}.body.{b}.body.3.conv_du.0": "groups.{g}.blocks.{b}.attention.squeeze",
+            "body.{g}.body.{b}.body.3.conv_du.2": "groups.{g}.blocks.{b}.attention.excite",
+            "body.{g}.body.{blocks}": "groups.{g}.conv",
+        },
+        constants=MEAN_SHIFT_KEYS,
+    ),
+    Layout(
+        "MLPerf Mobile",
+        "edsr",
+        ("head.0.weight", "body.0.body.0.weight", "tail.0.weight"),
+        {
+            "head.0": "head.conv",
+            **_EDSR_BLOCKS,
+            "body.{i}": "groups.{i}",
+            "tail.0": "tail.conv",
+        },
+        constants=MEAN_SHIFT_KEYS,
+    ),
+    Layout(
+        "EDSR-PyTorch",
+        "edsr",
+        ("head.0.weight", "body.0.body.0.weight", "tail.1.weight"),
+        {**_OFFICIAL_ENDS, **_EDSR_BLOCKS},
+        constants=MEAN_SHIFT_KEYS,
+    ),
+    Layout(
+        "BasicSR RCAN",
+        "rcan",
+        ("conv_first.weight", "body.0.residual_group.0.rcab.0.weight"),
+        {
+            **_BASICSR_ENDS,
+            "body.{g}.residual_group.{b}.rcab.0": "groups.{g}.blocks.{b}.conv1",
+            "body.{g}.residual_group.{b}.rcab.2": "groups.{g}.blocks.{b}.conv2",
+            "body.{g}.residual_group.{b}.rcab.3.attention.1": "groups.{g}.blocks.{b}.attention.squeeze",
+            "body.{g}.residual_group.{b}.rcab.3.attention.3": "groups.{g}.blocks.{b}.attention.excite",
+            "body.{g}.conv": "groups.{g}.conv",
+        },
+        units="body.{g}",
+    ),
+    Layout(
+        "BasicSR EDSR",
+        "edsr",
+        ("conv_first.weight", "body.0.conv1.weight", "conv_after_body.weight"),
+        {
+            **_BASICSR_ENDS,
+            "body.{i}.conv1": "groups.{i}.conv1",
+            "body.{i}.conv2": "groups.{i}.conv2",
+        },
+        units="body.{i}",
+    ),
+    Layout(
+        "SwinIR, classical tail",
+        "swinir",
+        (_SWINIR_MARK, "conv_before_upsample.0.weight"),
+        {
+            **_SWINIR,
+            "conv_before_upsample.0": "tail.before",
+            "upsample.{u}": "tail.upsample.{u}",
+            "conv_last": "tail.last",
+        },
+        units="layers.{i}",
+        constants=_SWINIR_CONSTANTS,
+        rgb_range=1.0,
+    ),
+    Layout(
+        "SwinIR, one-step tail",
+        "swinir",
+        (_SWINIR_MARK, "upsample.0.weight"),
+        {**_SWINIR, "upsample.0": "tail.conv"},
+        units="layers.{i}",
+        constants=_SWINIR_CONSTANTS,
+        rgb_range=1.0,
+    ),
+)
+
+# Networks that this version does not have, by a prefix of their keys. Tested before LAYOUTS, because
+# their bodies look like those of EDSR and RCAN.
+WITHOUT_NETWORK = {"non_local.": "SAN", "la.gamma": "HAN", "SFENet1.": "RDN"}
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """`body.{i}.conv1` as a regular expression with a named group per placeholder."""
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(template)))
+
+
+def translate(layout: Layout, state: State) -> tuple[State, list[str]]:
+    """Tensors under keys of ours, and the keys that the layout does not know. Constants are dropped."""
+    if not layout.keys:
+        return state, []
+    units = (
+        [m for m in (_pattern(layout.units).match(k) for k in state) if m] if layout.units else []
+    )
+    count = max((int(next(iter(m.groups()))) for m in units), default=-1) + 1
+    ours: State = {}
+    leftovers: list[str] = []
+    for key, value in state.items():
+        if any(_pattern(constant).fullmatch(key) for constant in layout.constants):
+            continue
+        module, _, leaf = key.rpartition(".")
+        matches = (
+            (_pattern(theirs).fullmatch(module), mine) for theirs, mine in layout.keys.items()
+        )
+        found = next(((m, mine) for m, mine in matches if m is not None), None)
+        if found is None:
+            leftovers.append(key)
+            continue
+        target = f"{found[1].format(n=count, **found[0].groupdict())}.{leaf}"
+        if target in ours:
+            leftovers.append(key)
+            continue
+        ours[target] = value
+    return ours, leftovers
+
+
+# --- sizes, from tensors under keys of ours ---------------------------------------------------
+
+
+def _count(state: State, template: str) -> int:
+    """How many different first numbers occur among keys that match."""
+    return len({m[1] for m in (_pattern(template).fullmatch(key) for key in state) if m})
+
+
+def _channels(state: State) -> int:
+    channels, colours = state["head.conv.weight"].shape[:2]
+    if colours != 3:
+        raise ValueError(f"the first convolution takes {colours} channels, not RGB")
+    return channels
+
+
+def _root(area: float) -> int:
+    side = round(math.sqrt(area))
+    if side**2 != area or side < 1:
+        raise ValueError(f"{area:g} outputs per pixel are no pixel shuffle")
+    return side
+
+
+def _scale(state: State) -> int:
+    """Product of the shuffles of the tail."""
+    if "tail.conv.weight" in state:
+        return _root(state["tail.conv.weight"].shape[0] / 3)
+    stages = [v for k, v in state.items() if _pattern("tail.upsample.{u}.weight").fullmatch(k)]
+    if not stages:
+        raise ValueError("the upsampling tail is missing")
+    return math.prod(_root(v.shape[0] / v.shape[1]) for v in stages)
+
+
+def _edsr_sizes(state: State) -> dict[str, Any]:
+    return {
+        "scale": _scale(state),
+        "channels": _channels(state),
+        "blocks": _count(state, "groups.{i}.conv1.weight"),
+        "tail": "one_step" if "tail.conv.weight" in state else "staged",
+    }
+
+
+def _rcan_sizes(state: State) -> dict[str, Any]:
+    squeeze = state["groups.0.blocks.0.attention.squeeze.weight"]
+    return {
+        "scale": _scale(state),
+        "channels": _channels(state),
+        "blocks": len({k.split(".")[3] for k in state if k.startswith("groups.0.blocks.")}),
+        "group_count": _count(state, "groups.{g}.blocks.0.conv1.weight"),
+        "reduction": squeeze.shape[1] // squeeze.shape[0],
+    }
+
+
+def _swinir_sizes(state: State) -> dict[str, Any]:
+    groups = _count(state, "groups.{i}.layers.0.norm1.weight")
+    depths = (
+        len({k.split(".")[3] for k in state if k.startswith(f"groups.{i}.layers.")})
+        for i in range(groups)
+    )
+    layer = "groups.0.layers.0"
+    rows, heads = state[f"{layer}.attn.relative_position_bias_table"].shape
+    hidden, channels = state[f"{layer}.mlp.fc1.weight"].shape
+    return {
+        "scale": _scale(state),
+        "channels": _channels(state),
+        "depths": tuple(depths),
+        "heads": heads,
+        "window": (_root(rows) + 1) // 2,
+        "mlp_ratio": hidden / channels,
+        "tail": "one_step" if "tail.conv.weight" in state else "classical",
+    }
+
+
+SIZES: dict[str, Callable[[State], dict[str, Any]]] = {
+    "edsr": _edsr_sizes,
+    "rcan": _rcan_sizes,
+    "swinir": _swinir_sizes,
+}
+
+# Arguments of a family that sizes do not tell.
+UNWRITTEN: dict[str, tuple[str, ...]] = {
+    "edsr": ("residual_scale", "rgb_range", "mean_shift"),
+    "rcan": ("rgb_range",),
+    "swinir": (),
+}
