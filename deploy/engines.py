@@ -124,11 +124,25 @@ class LoadedEngine:
 
 
 def load_engine(file: Path, allow_failed: bool = False) -> LoadedEngine:
-    """Open an exported file after checking it against its sidecar.
+    """Open an exported file after checking it against its sidecar (`check_file`).
 
-    Refused: no sidecar, a damaged or newer one, a graph or a parity record of another hash, a parity
-    verdict of FAIL (unless `allow_failed`, for looking into it). Any verdict but PASS is repeated on
-    the log as a warning, and in `notes`.
+    A parity verdict of FAIL is refused too, unless `allow_failed`, which is for looking into it. Any
+    verdict but PASS is repeated on the log as a warning, and in `notes`.
+    """
+    sidecar = check_file(file)
+    notes = _notes(file, sidecar)
+    if sidecar.verdict == "FAIL" and not allow_failed:
+        raise CheckFailedError(notes[0])
+    engine = open_engine(sidecar.engine, file, sidecar.network_facts.scale, sidecar.settings)
+    for note in notes:
+        log.warning(note)
+    return LoadedEngine(engine, sidecar, notes)
+
+
+def check_file(file: Path) -> Sidecar:
+    """The sidecar of an exported file, if both belong together and the parity record to them.
+
+    Refused: no file, no sidecar, a damaged or newer one, a graph or parity record of another hash.
     """
     if not file.is_file():
         raise SrkdError(f"there is no exported file {file}; make it with deploy/export.py.")
@@ -145,14 +159,7 @@ def load_engine(file: Path, allow_failed: bool = False) -> LoadedEngine:
             f"the parity record of {file} is not the one its sidecar's verdict rests on. Build it "
             f"again: {sidecar.rebuild}"
         )
-    notes = _notes(file, sidecar)
-    if sidecar.verdict == "FAIL" and not allow_failed:
-        raise CheckFailedError(notes[0])
-    settings = sidecar.settings
-    engine = open_engine(sidecar.engine, file, sidecar.network_facts.scale, settings)
-    for note in notes:
-        log.warning(note)
-    return LoadedEngine(engine, sidecar, notes)
+    return sidecar
 
 
 def _notes(file: Path, sidecar: Sidecar) -> tuple[str, ...]:
@@ -189,7 +196,9 @@ class TorchEngine:
 class OrtEngine:
     """An ONNX graph in ONNX Runtime, on the provider asked for and on no other."""
 
-    def __init__(self, file: Path, scale: int, provider: str = CPU_PROVIDER, threads: int = 0) -> None:
+    def __init__(
+        self, file: Path, scale: int, provider: str = CPU_PROVIDER, threads: int = 0
+    ) -> None:
         """`threads` inside one operator; 0 lets ONNX Runtime take every core."""
         import onnxruntime
 

@@ -107,7 +107,9 @@ def _trace(network: nn.Module, model: LoadedModel) -> onnx.ModelProto:
                 verbose=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        first = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise SrkdError(
             f"{model.name} cannot be written as ONNX with dynamic sizes: {first.strip()} "
             "A network whose Python code branches on the image size must compute the size instead."

@@ -14,62 +14,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from srkd.errors import SrkdError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from deploy.sizes import Sizes
     from srkd.types import Facts
 
 PHOTOGRAPHS = 8  # fewer make a verdict inconclusive
 CHECKED_PX = 160  # no side of a checked picture is longer: the check must stay affordable on a CPU
 PATTERN_PX = 48
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Declared (h, w) of the pictures an export is for, in LR pixels. The graph takes any size."""
-
-    smallest: tuple[int, int]
-    usual: tuple[int, int]
-    largest: tuple[int, int]
-
-    def to_json(self) -> dict[str, list[int]]:
-        return {"min": [*self.smallest], "opt": [*self.usual], "max": [*self.largest]}
-
-    def __str__(self) -> str:
-        return ":".join(f"{h}x{w}" for h, w in (self.smallest, self.usual, self.largest))
-
-
-DEFAULT_SIZES = Sizes((16, 16), (64, 64), (512, 512))
-
-
-def parse_sizes(text: str) -> Sizes:
-    """`MIN:OPT:MAX`, each HxW, or one HxW for all three."""
-    try:
-        parts = [tuple(int(v) for v in part.lower().split("x")) for part in text.split(":")]
-        if len(parts) == 1:
-            parts = parts * 3
-        (a, b), (c, d), (e, f) = parts
-    except ValueError:
-        raise SrkdError(
-            f"--size {text} is not MIN:OPT:MAX with each HxW; for example --size {DEFAULT_SIZES}"
-        ) from None
-    if not (0 < a <= c <= e and 0 < b <= d <= f):
-        raise SrkdError(
-            f"--size {text} does not grow from MIN to MAX in height and width; "
-            f"for example --size {DEFAULT_SIZES}"
-        )
-    return Sizes((a, b), (c, d), (e, f))
-
-
-def check_sizes(sizes: Sizes, facts: Facts, name: str) -> None:
-    """Refuse sizes that the network cannot take."""
-    if min(sizes.smallest) < facts.minimum_px:
-        raise SrkdError(
-            f"the smallest size {sizes.smallest[0]}x{sizes.smallest[1]} is below what {name} accepts "
-            f"({facts.minimum_px} px a side); raise MIN in --size."
-        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +36,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Input:
-    """One picture (or batch) to run. `hr` is there where the score against it means something."""
+    """One picture (or batch) to run. `hr` is there where it is scored against the original."""
 
     name: str
     kind: Literal["photograph", "pattern", "noise"]
@@ -154,11 +107,11 @@ def build_inputs(photos: Sequence[Photo], sizes: Sizes, facts: Facts) -> list[In
     All photographs at the usual and the smallest size, two at an odd size, one at the largest, two as a
     batch; then patterns and noise at the odd size.
     """
-    scale, usual, odd = facts.scale, bounded(sizes.usual), odd_size(sizes, facts)
-    inputs = [crop_pair(photo, *usual, scale) for photo in photos]
-    inputs += [crop_pair(p, *bounded(sizes.smallest), scale) for p in photos]
-    inputs += [crop_pair(p, *odd, scale) for p in photos[:2]]
-    inputs += [crop_pair(p, *bounded(sizes.largest), scale) for p in photos[-1:]]
+    usual, odd = bounded(sizes.usual), odd_size(sizes, facts)
+    inputs = [crop_pair(photo, *usual, facts.scale) for photo in photos]
+    others = [(p, bounded(sizes.smallest)) for p in photos]
+    others += [(p, odd) for p in photos[:2]] + [(p, bounded(sizes.largest)) for p in photos[-1:]]
+    inputs += [Input(f"{p.name} {h}x{w}", "photograph", window(p.lr, h, w)) for p, (h, w) in others]
     if len(photos) > 1:
         pair = np.concatenate([window(p.lr, *odd) for p in photos[:2]])
         inputs.append(Input(f"batch of 2 {odd[0]}x{odd[1]}", "photograph", pair))

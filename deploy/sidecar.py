@@ -1,9 +1,9 @@
 """`<file>.json` beside every exported file: what it is, what it was made from, what was proved of it.
 
-    name_fp32.onnx        the graph
-    name_fp32.onnx.json   this record; never a prefix inside the file, so that other tools can read it
-    parity.json           the measurements behind the verdict (a record per exported file)
-    report.md             the same, to read
+name_fp32.onnx        the graph
+name_fp32.onnx.json   this record; never a prefix inside the file, so that other tools can read it
+parity.json           the measurements behind the verdict (a record per exported file)
+report.md             the same, to read
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from srkd.errors import SrkdError
 from srkd.files import read_json, write_json
 from srkd.types import Facts
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT = 1
 PARITY_FILE = "parity.json"
@@ -121,4 +123,12 @@ def write_parity(folder: Path, file: str, record: dict[str, Any]) -> dict[str, A
     """Add or replace the record of one file; returns all records of the folder."""
     records = {**read_parity(folder), file: record}
     write_json(folder / PARITY_FILE, {"format": FORMAT, "files": records})
+    return records
+
+
+def drop_parity(folder: Path, file: str) -> dict[str, Any]:
+    """Forget the record of a file that is about to be replaced; returns the records that remain."""
+    records = read_parity(folder)
+    if records.pop(file, None) is not None:
+        write_json(folder / PARITY_FILE, {"format": FORMAT, "files": records})
     return records

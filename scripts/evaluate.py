@@ -33,7 +33,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("models", nargs="+", metavar="MODEL")
+    p.add_argument("models", nargs="+", metavar="MODEL", help='what to score; "bicubic" is one too')
     p.add_argument(
         "--data",
         nargs="+",
@@ -124,7 +124,7 @@ def print_table(entries: Sequence[Entry], protocol: Protocol) -> None:
     console.print(table, markup=False)
     y = protocol.channels
     print(f"PSNR-{y} in dB / SSIM-{y}. {protocol.name}: {protocol.about}")
-    origins = dict.fromkeys(f"{s.name} {s.lr_origin}" for e in entries for s in e.scores)
+    origins = dict.fromkeys(f"{s.name}: {s.lr_origin}" for e in entries for s in e.scores)
     print(f"LR images: {'; '.join(origins)}.")
 
 

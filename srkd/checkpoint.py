@@ -60,8 +60,8 @@ def read_checkpoint(path: Path, scale: int | None = None) -> LoadedModel:
     """
     state = read_tensors(path)
     sidecar = _sidecar(path)
-    for prefix, network in WITHOUT_NETWORK.items():
-        if any(key.startswith(prefix) for key in state):
+    for network, prefixes in WITHOUT_NETWORK.items():
+        if all(any(key.startswith(prefix) for key in state) for prefix in prefixes):
             raise SrkdError(
                 f"{path} looks like a {network} checkpoint, and this version has no {network} network; "
                 f"use one of the layouts {_layouts()}."
@@ -168,18 +168,18 @@ def _assemble(
     """Sizes from the tensors, the rest from file constants, sidecar or table; then a strict load."""
     try:
         sizes = SIZES[layout.family](ours)
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, ArithmeticError) as error:
         raise SrkdError(
             f"{path} looks like {layout.name}, but its sizes cannot be told ({error}); tensors are "
             "missing or of another variant. Copy it again or give another checkpoint."
         ) from error
     if sizes["scale"] not in (2, 3, 4):
         raise SrkdError(f"{path} is a x{sizes['scale']} network; this version has x2, x3 and x4.")
-    listed = ", ".join(f"{k} {v}" for k, v in sizes.items())
-    notes = (f"layout {layout.name}; from the tensors: {listed}", *more)
-    arguments, more = _unwritten(path, layout, sizes, state, sidecar)
+    arguments, said = _unwritten(path, layout, sizes, state, sidecar)
     network = build_family(layout.family, sizes | arguments)
     load_state(network, ours, path)
+    listed = ", ".join(f"{k} {v}" for k, v in sizes.items())
+    notes = (f"layout {layout.name}; from the tensors: {listed}", *said)
     info = {
         "network": zoo_name(layout.family, network.arguments),
         "family": layout.family,
@@ -188,7 +188,7 @@ def _assemble(
         "parameters": sum(p.numel() for p in network.parameters()),
         "sidecar": sidecar,
     }
-    return LoadedModel(network.eval(), path.stem, path, network.facts, info, tuple(notes))
+    return LoadedModel(network.eval(), path.stem, path, network.facts, info, notes)
 
 
 @dataclass(frozen=True)

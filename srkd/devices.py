@@ -35,12 +35,13 @@ def pick_precision(name: str, device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU has bf16 units") if fast else ("fp32", "the GPU has no bf16 units")
-    if device.type == "cpu" and has_amx():
-        return "bf16", "the CPU has AMX bf16 units"
+    if device.type == "cpu" and (units := bf16_units()):
+        return "bf16", f"the CPU has {units}"
     return "fp32", "this device has no fast bf16 units"
 
 
-def has_amx() -> bool:
-    """True when the CPU multiplies bf16 matrices in hardware tiles (AMX)."""
+def bf16_units() -> str:
+    """The CPU's hardware for bf16 products, empty when it has none (bf16 is then emulated and slow)."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16"))
+    units = (("amx_bf16", "AMX bf16 tiles"), ("avx512_bf16", "AVX-512 bf16 products"))
+    return next((name for key, name in units if capabilities.get(key)), "")

@@ -48,9 +48,8 @@ def find_model(spec: str | Path, scale: int | None = None) -> Path:
         return path.parent if inside_run else path
     shipped = shipped_models()
     name = str(spec)
-    named = [s for s in shipped if s == name or s.rsplit("_x", 1)[0] == name]
-    if scale is not None:
-        named = [s for s in named if s == name or s.startswith(f"{name}_x{scale}")]
+    wanted = [name, *(f"{name}_x{s}" for s in ([scale] if scale else (2, 3, 4)))]
+    named = [s for s in shipped if s in wanted]
     if len(named) == 1:
         return WEIGHTS_FOLDER / named[0]
     if len(named) > 1:
@@ -112,14 +111,14 @@ def save_model(
 
     `state` replaces the network's own weights (EMA). `info` adds training facts, scores, versions.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from srkd.networks import zoo_name
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in (state or network.state_dict()).items()}
     weights = folder / "weights.safetensors"
     with replacing(weights) as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
     description = {
         "format": FORMAT,
         "network": zoo_name(network.family, network.arguments),

@@ -49,7 +49,7 @@ class TrainConfig:
     final_learning_rate: float = 0.0  # cosine: where it ends
     warmup: int = 0  # iterations of linear warm-up
     ema: float = 0.999  # decay of the weight average that is evaluated and saved; 0: off
-    precision: str = "auto"  # fp32 | bf16 | auto (bf16 where the machine has fast bf16 units)
+    precision: str = "auto"  # fp32 | bf16 | auto (bf16 where the machine has units for it)
     channels_last: bool = True
     compile: bool = False
     log_every: int = 100

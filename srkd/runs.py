@@ -118,10 +118,15 @@ class Run:
 
     @staticmethod
     def _save(path: Path, state: dict[str, Any]) -> None:
+        import io
+
         import torch
 
+        # Through memory: torch reports a full disk as an error of its own, Python as an OSError.
+        packed = io.BytesIO()
+        torch.save({"format": STATE_FORMAT, **state}, packed)
         with replacing(path) as temporary:
-            torch.save({"format": STATE_FORMAT, **state}, temporary)
+            temporary.write_bytes(packed.getbuffer())
 
     def load_state(self) -> dict[str, Any] | None:
         """The newest state, None when the run has none yet. Never runs pickled code."""
@@ -151,8 +156,14 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to log.jsonl."""
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise SrkdError(
+                f"cannot write {self.folder}/log.jsonl: {error.strerror}; free space and continue with "
+                f"--resume {self.folder}."
+            ) from error
 
     def log_records(self) -> list[dict[str, Any]]:
         """All complete lines of the log (a killed process may leave a half line at the end)."""

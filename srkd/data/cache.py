@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import numpy as np
 
-from srkd.data.degradation import DEGRADATION_VERSION, crop_to_multiple, downscale_uint8
-from srkd.data.folders import list_pairs
+from srkd.data.degradation import DEGRADATION_VERSION
+from srkd.data.folders import complete_pair, list_pairs, read_pair
 from srkd.errors import SrkdError
 from srkd.files import read_json, sha256, write_text
-from srkd.images import picture_size, read_rgb8
+from srkd.images import picture_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -89,9 +89,9 @@ class TrainingSet:
 
     def hr(self, i: int) -> np.ndarray:
         """(H, W, 3) uint8."""
-        H, W = self._sizes[i]
+        height, width = self._sizes[i]
         end = int(self._ends[i])
-        return self._hr[end - 3 * H * W : end].reshape(H, W, 3)
+        return self._hr[end - 3 * height * width : end].reshape(height, width, 3)
 
     def lr(self, i: int) -> np.ndarray:
         """(h, w, 3) uint8."""
@@ -114,8 +114,8 @@ def open_training_set(
     cache     default: SRKD_CACHE, else ~/.cache/srkd
     progress  called with (images done, images in all) while building
     """
-    if scale not in (2, 3, 4):
-        raise SrkdError(f"scale {scale} is not supported; choose 2, 3 or 4.")
+    if scale < 2:
+        raise SrkdError(f"scale {scale} enlarges nothing; choose 2, 3 or 4.")
     cache = (cache or default_cache()).expanduser().absolute()
     try:
         (cache / "seen").mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def _builtin_entries(scale: int) -> list[_Entry]:
     def entry(name: str, image: np.ndarray) -> _Entry:
         content = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         pixels = image.shape[0] * image.shape[1]
-        return _Entry(name, content, pixels, lambda: _with_lr(image, None, scale, name))
+        return _Entry(name, content, pixels, lambda: complete_pair(name, image, None, scale))
 
     return [entry(name, image) for name, image in training_images()]
 
@@ -212,28 +212,7 @@ def _file_entry(pair: TrainingImage, scale: int) -> _Entry:
     height, width = picture_size(pair.hr)
     content = sha256(pair.hr) + (sha256(pair.lr) if pair.lr else "")
 
-    def read() -> tuple[np.ndarray, np.ndarray]:
-        lr = read_rgb8(pair.lr) if pair.lr else None
-        return _with_lr(read_rgb8(pair.hr), lr, scale, str(pair.hr))
-
-    return _Entry(pair.name, content, height * width, read)
-
-
-def _with_lr(
-    hr: np.ndarray, lr: np.ndarray | None, scale: int, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        hr = crop_to_multiple(hr, scale)
-    except SrkdError as error:
-        raise SrkdError(f"{name}: {error}") from error
-    lr = downscale_uint8(hr, scale) if lr is None else lr
-    if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
-        # The headers agreed, so one of the two carries an EXIF rotation.
-        raise SrkdError(
-            f"{name} is {hr.shape[1]}x{hr.shape[0]} px upright and its LR image {lr.shape[1]}x{lr.shape[0]}; "
-            f"HR must be {scale} times LR. Rotate one of the two files."
-        )
-    return hr, lr
+    return _Entry(pair.name, content, height * width, lambda: read_pair(pair, scale))
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -322,8 +301,8 @@ def _write(
     sizes: list[tuple[int, int]] = []
     with (folder / "hr.bin").open("wb") as hr_file, (folder / "lr.bin").open("wb") as lr_file:
         for hr, lr in _in_order(lambda entry: entry.read(), entries):
-            hr_file.write(np.ascontiguousarray(hr))
-            lr_file.write(np.ascontiguousarray(lr))
+            hr_file.write(np.ascontiguousarray(hr).data)
+            lr_file.write(np.ascontiguousarray(lr).data)
             sizes.append((hr.shape[0], hr.shape[1]))
             if progress is not None:
                 progress(len(sizes), len(entries))

@@ -154,8 +154,9 @@ def _pass_over_rows(
 def downscale(hr: Tensor, scale: int) -> Tensor:
     """Shrink without rounding: (N, C, H, W) -> (N, C, H//scale, W//scale), any float dtype and device.
 
-    Computed in float64, returned in the dtype of `hr`, differentiable. Values may leave the range of
-    `hr` a little (the kernel has negative lobes). Cropped to multiples of `scale` first.
+    Computed in float64 (float32 on Apple's GPUs), returned in the dtype of `hr`,
+    differentiable. Values may leave the range of `hr` a little (the kernel has negative lobes). `hr`
+    is first cropped to multiples of `scale`.
     """
     return _resize(crop_to_multiple(hr, scale), 1 / scale, scale_up=1, scale_down=scale)
 
@@ -170,13 +171,15 @@ def _resize(image: Tensor, scale_factor: float, scale_up: int, scale_down: int) 
         _matrix_on(size, size * scale_up // scale_down, scale_factor, image.device)
         for size in image.shape[-2:]
     )
-    # float64 whatever autocast says: the double variant is the protocol, and the products are small.
+    # Whatever autocast says: the double variant is the protocol, and the products are small.
     with torch.autocast(image.device.type, enabled=False):
-        return (rows @ image.double() @ columns.T).to(image.dtype)
+        return (rows @ image.to(rows.dtype) @ columns.T).to(image.dtype)
 
 
 @lru_cache(maxsize=64)
 def _matrix_on(size_in: int, size_out: int, scale_factor: float, device: torch.device) -> Tensor:
     # A matrix born in inference mode could never serve a backward pass later.
     with torch.inference_mode(False):
-        return torch.from_numpy(bicubic_matrix(size_in, size_out, scale_factor)).to(device)
+        matrix = torch.from_numpy(bicubic_matrix(size_in, size_out, scale_factor))
+        # Apple's GPUs have no float64.
+        return matrix.to(device, torch.float32 if device.type == "mps" else torch.float64)

@@ -1,16 +1,19 @@
-"""Training images in folders: which files there are, and which LR belongs to which HR."""
+"""Images in folders: which files there are, and which LR belongs to which HR."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from srkd.data.degradation import crop_to_multiple, downscale_uint8
 from srkd.errors import SrkdError
-from srkd.images import SUFFIXES, picture_size
+from srkd.images import SUFFIXES, picture_size, read_rgb8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    import numpy as np
 
 NAMED_AT_MOST = 5  # files listed in one message
 
@@ -66,7 +69,7 @@ def list_pairs(hr_folder: Path, lr_folder: Path | None, scale: int) -> tuple[Tra
         raise SrkdError(
             f"{lr_folder} lacks the LR image of {len(missing)} of {len(images)} HR images "
             f"({_listed(missing)}); NAME.png goes with NAMEx{scale}.png or NAME.png. "
-            "Add them, or leave --lr away to make LR images from HR."
+            "Add them, or give HR alone: LR images are then made from it."
         )
     used = {pair.lr for pair in pairs}
     extra = [path.name for path in candidates.values() if path not in used]
@@ -77,6 +80,31 @@ def list_pairs(hr_folder: Path, lr_folder: Path | None, scale: int) -> tuple[Tra
         )
     _check_sizes(pairs, scale)
     return tuple(pairs)
+
+
+def read_pair(pair: TrainingImage, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decode (hr, lr): uint8 (scale*h, scale*w, 3) and (h, w, 3), HR cropped, LR made if need be."""
+    lr = read_rgb8(pair.lr) if pair.lr is not None else None
+    return complete_pair(str(pair.hr), read_rgb8(pair.hr), lr, scale)
+
+
+def complete_pair(
+    name: str, hr: np.ndarray, lr: np.ndarray | None, scale: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(hr, lr) with `hr` cropped to multiples of `scale` and `lr` made from it when there is none."""
+    try:
+        hr = crop_to_multiple(hr, scale)
+    except SrkdError as error:
+        raise SrkdError(f"{name}: {error}") from error
+    if lr is None:
+        return hr, downscale_uint8(hr, scale)
+    if (lr.shape[0] * scale, lr.shape[1] * scale) != hr.shape[:2]:
+        # The file headers agreed, so one of the two carries an EXIF rotation.
+        raise SrkdError(
+            f"{name} is {hr.shape[1]}x{hr.shape[0]} px upright and its LR image "
+            f"{lr.shape[1]}x{lr.shape[0]}; HR must be {scale} times LR. Rotate one of the two files."
+        )
+    return hr, lr
 
 
 def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:

@@ -212,7 +212,7 @@ class Prefetcher:
                 if not self._put((step, lr, hr)):
                     return
             self._put(None)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must see it
+        except BaseException as error:  # whatever it is, the consumer must see it
             self._put(error)
 
     def _put(self, item: tuple[int, Tensor, Tensor] | BaseException | None) -> bool:

@@ -144,7 +144,7 @@ LAYOUTS: tuple[Layout, ...] = (
         units="body.{i}",
     ),
     Layout(
-        "SwinIR, classical tail",
+        "SwinIR classical",
         "swinir",
         (_SWINIR_MARK, "conv_before_upsample.0.weight"),
         {
@@ -158,7 +158,7 @@ LAYOUTS: tuple[Layout, ...] = (
         rgb_range=1.0,
     ),
     Layout(
-        "SwinIR, one-step tail",
+        "SwinIR one-step",
         "swinir",
         (_SWINIR_MARK, "upsample.0.weight"),
         {**_SWINIR, "upsample.0": "tail.conv"},
@@ -168,9 +168,13 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
 )
 
-# Networks that this version does not have, by a prefix of their keys. Tested before LAYOUTS, because
-# their bodies look like those of EDSR and RCAN.
-WITHOUT_NETWORK = {"non_local.": "SAN", "la.gamma": "HAN", "SFENet1.": "RDN"}
+# Networks that this version does not have, by prefixes that all occur among their keys. Tested before
+# LAYOUTS, because the bodies look like those of EDSR and RCAN.
+WITHOUT_NETWORK = {
+    "SAN": ("head.0.", "non_local."),
+    "HAN": ("head.0.", "la.gamma"),
+    "RDN": ("SFENet1.", "RDBs."),
+}
 
 
 @cache
@@ -183,28 +187,23 @@ def translate(layout: Layout, state: State) -> tuple[State, list[str]]:
     """Tensors under keys of ours, and the keys that the layout does not know. Constants are dropped."""
     if not layout.keys:
         return state, []
-    units = (
-        [m for m in (_pattern(layout.units).match(k) for k in state) if m] if layout.units else []
-    )
-    count = max((int(next(iter(m.groups()))) for m in units), default=-1) + 1
+    unit = _pattern(layout.units)
+    units = [int(m[1]) for m in map(unit.match, state) if m] if layout.units else []
     ours: State = {}
     leftovers: list[str] = []
     for key, value in state.items():
         if any(_pattern(constant).fullmatch(key) for constant in layout.constants):
             continue
         module, _, leaf = key.rpartition(".")
-        matches = (
-            (_pattern(theirs).fullmatch(module), mine) for theirs, mine in layout.keys.items()
-        )
-        found = next(((m, mine) for m, mine in matches if m is not None), None)
-        if found is None:
+        found = [(_pattern(t).fullmatch(module), mine) for t, mine in layout.keys.items()]
+        targets = [
+            mine.format(n=max(units, default=-1) + 1, **m.groupdict()) for m, mine in found if m
+        ]
+        target = f"{targets[0]}.{leaf}" if targets else None
+        if target is None or target in ours:
             leftovers.append(key)
-            continue
-        target = f"{found[1].format(n=count, **found[0].groupdict())}.{leaf}"
-        if target in ours:
-            leftovers.append(key)
-            continue
-        ours[target] = value
+        else:
+            ours[target] = value
     return ours, leftovers
 
 

@@ -111,6 +111,7 @@ class WindowAttention(nn.Module):
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads = heads
+        self.rescale = (channels // heads) ** -0.5
         table = torch.empty((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
         # Not persistent: it follows from the window.
@@ -124,7 +125,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x).view(n, tokens, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         # Plain products, not the fused operator: fvcore counts them, and every engine can run them.
-        logits = (q * (c // self.heads) ** -0.5) @ k.transpose(-2, -1)
+        logits = (q * self.rescale) @ k.transpose(-2, -1)
         bias = self.relative_position_bias_table[self.index.view(-1)]
         logits = logits + bias.view(tokens, tokens, self.heads).permute(2, 0, 1)
         if mask is not None:

@@ -1,0 +1,57 @@
+"""The picture sizes that an export is declared for. Plain values, nothing heavy imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from srkd.errors import SrkdError
+
+if TYPE_CHECKING:
+    from srkd.types import Facts
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Declared (h, w) of the pictures an export is for, in LR pixels. The graph takes any size."""
+
+    smallest: tuple[int, int]
+    usual: tuple[int, int]
+    largest: tuple[int, int]
+
+    def to_json(self) -> dict[str, list[int]]:
+        return {"min": [*self.smallest], "opt": [*self.usual], "max": [*self.largest]}
+
+    def __str__(self) -> str:
+        return ":".join(f"{h}x{w}" for h, w in (self.smallest, self.usual, self.largest))
+
+
+DEFAULT_SIZES = Sizes((16, 16), (64, 64), (512, 512))
+
+
+def parse_sizes(text: str) -> Sizes:
+    """`MIN:OPT:MAX`, each HxW, or one HxW for all three."""
+    try:
+        parts = [tuple(int(v) for v in part.lower().split("x")) for part in text.split(":")]
+        if len(parts) == 1:
+            parts = parts * 3
+        (a, b), (c, d), (e, f) = parts
+    except ValueError:
+        raise SrkdError(
+            f"--size {text} is not MIN:OPT:MAX with each HxW; for example --size {DEFAULT_SIZES}"
+        ) from None
+    if not (0 < a <= c <= e and 0 < b <= d <= f):
+        raise SrkdError(
+            f"--size {text} does not grow from MIN to MAX in height and width; "
+            f"for example --size {DEFAULT_SIZES}"
+        )
+    return Sizes((a, b), (c, d), (e, f))
+
+
+def check_sizes(sizes: Sizes, facts: Facts, name: str) -> None:
+    """Refuse sizes that the network cannot take."""
+    if min(sizes.smallest) < facts.minimum_px:
+        raise SrkdError(
+            f"the smallest size {sizes.smallest[0]}x{sizes.smallest[1]} is below what {name} accepts "
+            f"({facts.minimum_px} px a side); raise MIN in --size."
+        )

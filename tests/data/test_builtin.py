@@ -1,0 +1,60 @@
+"""The built-in images: there without a network, the same every time, licences as their source says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from srkd.data import builtin
+from srkd.data.builtin import LICENCES, Photograph, held_out_images, training_images
+from srkd.errors import MissingError
+
+TERMS = {
+    "CC0": "cc0",
+    "public domain": "public domain",
+    "no known copyright restrictions": "no known copyright restrictions",
+}
+
+
+@pytest.mark.parametrize("photo", LICENCES, ids=lambda photo: photo.name)
+def test_licence_is_what_scikit_image_states(photo: Photograph) -> None:
+    import skimage.data
+
+    stated = " ".join((getattr(skimage.data, photo.name).__doc__ or "").lower().split())
+    assert TERMS[photo.licence] in stated
+
+
+def test_images_are_rgb_and_large_enough_to_train_on() -> None:
+    images = training_images()
+    names = [name for name, _ in images]
+    assert len(set(names)) == len(names)
+    assert len(images) >= 24 + 9
+    for _, image in images:
+        assert image.dtype == np.uint8
+        assert image.shape[2] == 3
+        assert min(image.shape[:2]) >= 4 * 64  # a 64 px patch at x4
+        assert image.std() > 5
+
+
+def test_held_out_photographs_are_never_trained_on() -> None:
+    held_out = held_out_images()
+    assert len(held_out) >= 3
+    trained = {image.tobytes() for _, image in training_images()}
+    for _, image in held_out:
+        assert image.tobytes() not in trained
+        assert np.ptp(image.astype(int), axis=2).mean() > 1  # in colour
+
+
+def test_the_same_every_time() -> None:
+    first, second = training_images(), training_images()
+    assert all(
+        a == b and np.array_equal(x, y) for (a, x), (b, y) in zip(first, second, strict=True)
+    )
+    drawn = [image.tobytes() for name, image in first if name.startswith("dead_leaves")]
+    assert len(set(drawn)) == 12
+
+
+def test_absent_photograph_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtin, "find_spec", lambda _: None)
+    with pytest.raises(MissingError, match=r"'astronaut' ships inside scikit-image.*--data FOLDER"):
+        held_out_images()

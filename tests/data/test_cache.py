@@ -1,0 +1,292 @@
+"""The decoded cache: right pixels, built once, whatever else runs, dies or changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srkd.data.cache import TrainingSet, open_training_set
+from srkd.data.degradation import downscale_uint8
+from srkd.errors import SrkdError
+
+# A real second process: builds, slowly and with a word per image, then says what it got.
+CHILD = """
+import sys, time
+from pathlib import Path
+from srkd.data.cache import open_training_set
+data, cache, go, scale = sys.argv[1:]
+print("ready", flush=True)
+while not Path(go).exists():
+    time.sleep(0.002)
+def progress(done, total):
+    print("built", done, total, flush=True)
+    time.sleep(0.1)
+images = open_training_set(data, int(scale), cache=Path(cache), progress=progress)
+print("digest", images.digest, int(images.hr(len(images) - 1).sum()))
+"""
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight images of odd sizes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(8):
+        image = rng.integers(0, 256, (40 + 3 * n, 65 - 2 * n, 3), dtype=np.uint8)
+        Image.fromarray(image).save(folder / f"{n:04}.png")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(self, done: int, total: int) -> None:
+        self.calls.append((done, total))
+
+
+def assert_right(images: TrainingSet, folder: Path, scale: int) -> None:
+    paths = sorted(folder.iterdir())
+    assert images.names == tuple(path.stem for path in paths)
+    for n, path in enumerate(paths):
+        hr = pixels(path)
+        H, W = (side - side % scale for side in hr.shape[:2])  # noqa: N806
+        assert images.size(n) == (H, W)
+        assert np.array_equal(images.hr(n), hr[:H, :W])
+        assert np.array_equal(images.lr(n), downscale_uint8(hr, scale))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_pixels_sizes_and_names(photos: Path, cache: Path, scale: int) -> None:
+    counter = Counter()
+    images = open_training_set(photos, scale, cache=cache, progress=counter)
+    assert (len(images), images.scale) == (8, scale)
+    assert_right(images, photos, scale)
+    assert counter.calls == [(n, 8) for n in range(1, 9)]
+    written = [cache / images.digest / name for name in ("hr.bin", "lr.bin")]
+    assert images.cache_bytes == sum(path.stat().st_size for path in written)
+
+
+def test_arrays_are_read_only_views(photos: Path, cache: Path) -> None:
+    images = open_training_set(photos, 2, cache=cache)
+    with pytest.raises(ValueError, match="read-only"):
+        images.hr(0)[0, 0] = 0
+    assert images.hr(0).base is not None
+
+
+def test_second_opening_neither_builds_nor_reads_the_photos(
+    photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_training_set(photos, 2, cache=cache)
+
+    def refuse(path: Path) -> str:
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr("srkd.data.cache.sha256", refuse)
+    counter = Counter()
+    again = open_training_set(str(photos), 2, cache=cache, progress=counter)
+    assert again.digest == first.digest
+    assert counter.calls == []
+
+
+def test_touched_or_moved_files_are_the_same_set(photos: Path, cache: Path, tmp_path: Path) -> None:
+    first = open_training_set(photos, 2, cache=cache)
+    os.utime(photos / "0003.png", (1, 1))
+    counter = Counter()
+    assert open_training_set(photos, 2, cache=cache, progress=counter).digest == first.digest
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(photos, moved)
+    assert open_training_set(moved, 2, cache=cache, progress=counter).digest == first.digest
+    assert counter.calls == []
+
+
+def test_changed_pixels_are_another_set(photos: Path, cache: Path) -> None:
+    first = open_training_set(photos, 2, cache=cache)
+    changed = pixels(photos / "0003.png").copy()
+    changed[0, 0] ^= 255
+    Image.fromarray(changed).save(photos / "0003.png")
+    second = open_training_set(photos, 2, cache=cache)
+    assert second.digest != first.digest
+    assert_right(second, photos, 2)
+
+
+def test_scale_name_and_lr_files_are_part_of_the_key(
+    photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    digests = {open_training_set(photos, scale, cache=cache).digest for scale in (2, 3)}
+    lr = tmp_path / "lr"
+    lr.mkdir()
+    for path in photos.iterdir():
+        Image.fromarray(downscale_uint8(pixels(path), 2)).save(lr / f"{path.stem}x2.png")
+    digests.add(open_training_set(photos, 2, lr=lr, cache=cache).digest)
+    (photos / "0000.png").rename(photos / "first.png")
+    digests.add(open_training_set(photos, 2, cache=cache).digest)
+    assert len(digests) == 4
+
+
+def test_given_lr_files_are_used(photos: Path, cache: Path, tmp_path: Path) -> None:
+    lr = tmp_path / "lr" / "X2"
+    lr.mkdir(parents=True)
+    for n, path in enumerate(sorted(photos.iterdir())):
+        h, w = (side // 2 for side in pixels(path).shape[:2])
+        Image.fromarray(np.full((h, w, 3), n, np.uint8)).save(lr / path.name)
+    images = open_training_set(photos, 2, lr=lr.parent, cache=cache)
+    assert all(np.all(images.lr(n) == n) for n in range(8))
+    assert images.lr(7).shape == (30, 25, 3)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "index"])
+def test_damage_is_said_and_mended(
+    photos: Path, cache: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    folder = cache / open_training_set(photos, 2, cache=cache).digest
+    if damage == "cut":
+        os.truncate(folder / "hr.bin", 1000)
+    elif damage == "gone":
+        (folder / "lr.bin").unlink()
+    else:
+        (folder / "index.json").write_text('{"scale": 2, "names": ["a"]')
+    capsys.readouterr()
+    counter = Counter()
+    images = open_training_set(photos, 2, cache=cache, progress=counter)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("the image cache is damaged and will be built again")
+    assert len(counter.calls) == 8
+    assert_right(images, photos, 2)
+
+
+def test_default_place_is_srkd_cache(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SRKD_CACHE", str(tmp_path / "from_env"))
+    digest = open_training_set(photos, 2).digest
+    assert (tmp_path / "from_env" / digest / "hr.bin").is_file()
+    monkeypatch.delenv("SRKD_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    open_training_set(photos, 2)
+    assert (tmp_path / "home" / ".cache" / "srkd" / digest / "hr.bin").is_file()
+
+
+def test_full_disk_is_refused_before_building(photos: Path, cache: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
+    with pytest.raises(SrkdError, match=r"need 0.00 GB .* has 0.00 GB free; .* SRKD_CACHE"):
+        open_training_set(photos, 2, cache=cache)
+    assert not list(cache.glob("*.building"))
+
+
+def test_unreadable_photo_leaves_nothing_half_built(photos: Path, cache: Path) -> None:
+    content = (photos / "0005.png").read_bytes()
+    (photos / "0005.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(SrkdError, match=r"0005\.png"):
+        open_training_set(photos, 2, cache=cache)
+    assert [path for path in cache.iterdir() if path.is_dir()] == [cache / "seen"]
+
+
+def test_bad_requests_are_named(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SrkdError, match="cannot write the image cache .* Set SRKD_CACHE"):
+        open_training_set(photos, 2, cache=tmp_path / "file" / "cache")
+    with pytest.raises(SrkdError, match="there is no folder"):
+        open_training_set(tmp_path / "nowhere", 2, cache=tmp_path / "cache")
+    with pytest.raises(SrkdError, match="built-in images have no LR folder"):
+        open_training_set("builtin", 2, lr=photos, cache=tmp_path / "cache")
+    with pytest.raises(SrkdError, match="scale 1 enlarges nothing"):
+        open_training_set(photos, 1, cache=tmp_path / "cache")
+
+
+def test_builtin(cache: Path) -> None:
+    from srkd.data.builtin import training_images
+
+    counter = Counter()
+    images = open_training_set("builtin", 4, cache=cache, progress=counter)
+    expected = training_images()
+    assert images.names == tuple(name for name, _ in expected)
+    assert np.array_equal(images.lr(0), downscale_uint8(expected[0][1], 4))
+    again = open_training_set("builtin", 4, cache=cache, progress=counter)
+    assert again.digest == images.digest
+    assert len(counter.calls) == len(expected)
+
+
+def start(photos: Path, cache: Path, go: Path, scale: int) -> subprocess.Popen[str]:
+    root = Path(__file__).resolve().parents[2]
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(photos), str(cache), str(go), str(scale)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=root,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def test_two_processes_at_once_build_once(photos: Path, cache: Path, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    children = [start(photos, cache, go, 2) for _ in range(2)]
+    go.touch()
+    outputs = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    built = sorted(out.count("built") for out, _ in outputs)
+    assert built == [0, 8]
+    (waiting,) = [err for out, err in outputs if "built" not in out]
+    assert waiting == "waiting for another process that builds the same image cache\n"
+    answers = {out.splitlines()[-1] for out, _ in outputs}
+    assert len(answers) == 1
+    assert_right(open_training_set(photos, 2, cache=cache), photos, 2)
+
+
+def test_a_killed_build_is_cleaned_up_and_done_again(
+    photos: Path, cache: Path, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    children = {scale: start(photos, cache, go, scale) for scale in (2, 3)}
+    go.touch()
+    for child in children.values():
+        assert child.stdout is not None
+        assert child.stdout.readline() == "built 1 8\n"
+    children[2].send_signal(signal.SIGKILL)
+    assert children[2].wait(60) == -signal.SIGKILL
+    # The killed build left its folder; the other one still runs in its own.
+    assert len(list(cache.glob("*.building"))) == 2
+
+    images = open_training_set(photos, 2, cache=cache)
+    assert_right(images, photos, 2)
+    out, err = children[3].communicate(timeout=120)
+    assert (children[3].returncode, err) == (0, "")
+    assert "built 8 8" in out
+    assert not list(cache.glob("*.building"))
+    assert_right(open_training_set(photos, 3, cache=cache), photos, 3)
+
+
+def test_leftovers_of_other_sets_are_removed_too(photos: Path, cache: Path, tmp_path: Path) -> None:
+    child = start(photos, cache, tmp_path, 2)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "built 1 8\n"
+    child.kill()
+    child.wait(60)
+    (leftover,) = cache.glob("*.building")
+    open_training_set(photos, 4, cache=cache)
+    deadline = time.monotonic() + 5
+    while leftover.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not leftover.exists()

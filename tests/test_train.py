@@ -1,0 +1,451 @@
+"""The training loop: exact resume, frozen teachers, schedules, what stops a run and what it leaves."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from srkd.errors import CheckFailedError, SrkdError
+from srkd.images import write_png
+from srkd.methods import METHODS, MethodEntry
+from srkd.methods.base import Method, l1
+from srkd.models import load_model
+from srkd.recipe import Recipe, TrainConfig, load_recipe
+from srkd.runs import Run
+from srkd.train import distill, resume
+from srkd.training import (
+    ema_decay_at,
+    learning_rate_at,
+    open_inputs,
+    prepare,
+    train_step,
+    update_average,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four smooth pictures of odd sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    numbers = np.random.default_rng(0)
+    for i in range(4):
+        coarse = numbers.integers(0, 256, (6 + i, 7, 3)).astype(np.uint8)
+        write_png(folder / f"p{i}.png", np.kron(coarse, np.ones((9, 9, 1), np.uint8)))
+    return folder
+
+
+def recipe_for(photos: Path, *changes: str) -> Recipe:
+    small = [
+        "student.network=edsr_tiny",
+        "student.scale=2",
+        f"data.train={photos}",
+        f"validate.sets=['{photos}']",
+        "data.patch=12",
+        "train.batch=4",
+        "train.iterations=12",
+        "train.learning_rate=1e-3",
+        "train.precision=fp32",
+        "train.log_every=1",
+        "train.save_every=3",
+        "validate.every=6",
+    ]
+    return load_recipe(None, [*small, *changes])
+
+
+@pytest.fixture(scope="module")
+def teacher(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    distill(recipe_for(photos, "train.iterations=2", "student.network=edsr_tiny"), out, quiet=True)
+    return out
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "weights.safetensors")
+
+
+def same_result(a: Path, b: Path) -> bool:
+    """Weights, optimiser and average bit for bit."""
+    one, two = tensors_of(a), tensors_of(b)
+    if not all(torch.equal(one[k], two[k]) for k in one):
+        return False
+    states = [Run(run, recipe_for(run)).load_state() for run in (a, b)]
+    assert states[0] is not None and states[1] is not None
+    return _equal(states[0]["optimizer"], states[1]["optimizer"]) and _equal(
+        states[0]["student"], states[1]["student"]
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+# -- exact resume --------------------------------------------------------------------------------
+
+
+def test_killed_at_random_steps_and_resumed_is_bit_for_bit_the_same(
+    photos: Path, teacher: Path, tmp_path: Path
+) -> None:
+    changes = ["method.name=logits", f"teacher.models=['{teacher}']", "train.iterations=40"]
+    changes += ["validate.every=0"]
+    whole = recipe_for(photos, *changes)
+    distill(whole, tmp_path / "whole", quiet=True)
+
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(whole.to_toml())
+    killed = tmp_path / "killed"
+    script = [sys.executable, str(ROOT / "scripts" / "distill.py")]
+    arguments = [str(recipe), "--out", str(killed)]
+    chance = random.Random(7)
+    for _ in range(2):
+        process = subprocess.Popen([*script, *arguments], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        stop_after = chance.randint(5, 12)
+        seen = 0
+        for line in process.stderr:
+            seen += " step " in line
+            if seen >= stop_after:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed / "model.json").exists()
+        arguments = ["--resume", str(killed)]
+    done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert same_result(tmp_path / "whole", killed)
+    steps = [r["step"] for r in Run(killed, whole).log_records() if "terms" in r]
+    assert steps == list(range(1, 41))  # nothing twice, nothing lost
+
+
+def test_resume_replays_random_layers_too(photos: Path, tmp_path: Path) -> None:
+    """SwinIR drops paths at random while it trains; the state keeps those random numbers."""
+    changes = ["student.network=swinir_lightweight", "data.patch=8", "train.batch=1"]
+    recipe = recipe_for(photos, *changes, "train.iterations=4", "train.save_every=2")
+    distill(recipe, tmp_path / "a", quiet=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "state" / "step_00000004.pt").unlink()
+    (tmp_path / "b" / "weights.safetensors").unlink()
+    torch.rand(100)  # somebody else draws numbers in between
+    resume(tmp_path / "b", quiet=True)
+    assert same_result(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_finished_run_resumes_to_itself(teacher: Path) -> None:
+    before = (teacher / "weights.safetensors").read_bytes()
+    result = resume(teacher, quiet=True)
+    assert (teacher / "weights.safetensors").read_bytes() == before
+    assert result.rows[0]["name"] == "bicubic"
+
+
+def test_changed_data_or_teacher_refuses_to_resume(
+    photos: Path, teacher: Path, tmp_path: Path
+) -> None:
+    data, guide = tmp_path / "data", tmp_path / "guide"
+    shutil.copytree(photos, data)
+    shutil.copytree(teacher, guide)
+    changes = ["method.name=logits", f"teacher.models=['{guide}']", "train.iterations=3"]
+    distill(recipe_for(data, *changes), tmp_path / "run", quiet=True)
+    write_png(data / "p0.png", np.zeros((60, 60, 3), np.uint8))
+    with pytest.raises(SrkdError, match="other data"):
+        resume(tmp_path / "run", quiet=True)
+    shutil.rmtree(data)
+    shutil.copytree(photos, data)
+    distill(recipe_for(photos, "train.iterations=1", "seed=5"), guide, overwrite=True, quiet=True)
+    with pytest.raises(SrkdError, match="other teachers"):
+        resume(tmp_path / "run", quiet=True)
+
+
+def test_damaged_state_is_named(teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "run")
+    state = sorted((tmp_path / "run" / "state").glob("step_*.pt"))[-1]
+    state.write_bytes(state.read_bytes()[:500])
+    with pytest.raises(SrkdError, match=r"step_\d+\.pt is damaged"):
+        resume(tmp_path / "run", quiet=True)
+
+
+# -- one step ------------------------------------------------------------------------------------
+
+
+def test_teacher_stays_frozen(photos: Path, teacher: Path) -> None:
+    recipe = recipe_for(photos, "method.name=logits", f"teacher.models=['{teacher}']")
+    training, inputs = prepare(recipe, "cpu"), open_inputs(recipe)
+    network = training.teachers[0].network
+    before = copy.deepcopy(network.state_dict())
+    student = copy.deepcopy(training.student.state_dict())
+    from srkd.data.sampling import PatchSampler
+
+    sampler = PatchSampler(inputs.data, 12, 4, 0)
+    for step in range(3):
+        train_step(training, *sampler.batch(step))
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+    assert not any(m.training for m in network.modules())
+    assert training.student.training
+    assert any(not torch.equal(student[k], v) for k, v in training.student.state_dict().items())
+
+
+def test_accumulated_micro_batches_equal_the_whole_batch(photos: Path) -> None:
+    from srkd.data.sampling import PatchSampler
+
+    results = []
+    for parts in (1, 4):
+        recipe = recipe_for(photos, f"train.accumulate={parts}")
+        training, inputs = prepare(recipe, "cpu"), open_inputs(recipe)
+        terms = train_step(training, *PatchSampler(inputs.data, 12, 4, 0).batch(0))
+        gradients = [p.grad.clone() for p in training.student.parameters() if p.grad is not None]
+        results.append((terms["pixel"], torch.cat([g.flatten() for g in gradients])))
+    assert results[0][0].item() == pytest.approx(results[1][0].item(), rel=1e-5)
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-8)
+
+
+def test_average_by_hand() -> None:
+    average, network = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        average.weight.fill_(1.0)
+        network.weight.fill_(3.0)
+    update_average(average, network, decay=0.75)
+    assert average.weight.item() == 1.5  # 0.75 * 1 + 0.25 * 3
+    assert ema_decay_at(0.999, 0) == pytest.approx(0.1)
+    assert ema_decay_at(0.999, 10**6) == 0.999
+
+
+@pytest.mark.parametrize(
+    ("config", "step", "rate"),
+    [
+        (TrainConfig(learning_rate=1e-4, milestone_every=100), 99, 1e-4),
+        (TrainConfig(learning_rate=1e-4, milestone_every=100), 100, 1e-5),
+        (TrainConfig(learning_rate=1e-4, milestone_every=100), 250, 1e-6),
+        (TrainConfig(learning_rate=1.0, schedule="cosine", iterations=100), 0, 1.0),
+        (TrainConfig(learning_rate=1.0, schedule="cosine", iterations=100), 50, 0.5),
+        (TrainConfig(learning_rate=1.0, schedule="cosine", iterations=100), 100, 0.0),
+        (
+            TrainConfig(learning_rate=1.0, schedule="cosine", iterations=100, final_learning_rate=0.2),
+            50,
+            0.6,
+        ),
+        (TrainConfig(learning_rate=1.0, schedule="constant", warmup=4), 0, 0.25),
+        (TrainConfig(learning_rate=1.0, schedule="constant", warmup=4), 3, 1.0),
+    ],
+)
+def test_schedules_by_hand(config: TrainConfig, step: int, rate: float) -> None:
+    assert learning_rate_at(config, step) == pytest.approx(rate)
+
+
+def test_bf16_and_compiled_layouts_train(photos: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(photos, "train.precision=bf16", "train.iterations=3")
+    result = distill(recipe, tmp_path / "run", device="cpu", quiet=True)
+    assert all(math.isfinite(s["psnr_y"]) for s in result.scores.values())
+    assert all(v.dtype == torch.float32 for v in tensors_of(tmp_path / "run").values())
+
+
+# -- a run folder --------------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    changes = ["method.name=logits", f"teacher.models=['{teacher}']", "with_baseline=true"]
+    out = tmp_path / "run"
+    result = distill(recipe_for(photos, *changes), out, quiet=True)
+    names = [row["name"] for row in result.rows]
+    assert names == ["bicubic", "student, from scratch", "student, logits", "teacher run"]
+    assert load_recipe(out / "recipe.toml").method.name == "logits"
+    info = json.loads((out / "model.json").read_text())
+    assert info["network"] == "edsr_tiny"
+    assert info["training"]["iterations"] == 12
+    assert info["scores"]["photos0"]["psnr_y"] == result.scores["photos0"]["psnr_y"]
+    states = sorted(p.name for p in (out / "state").iterdir())
+    assert states[-2:] == ["step_00000009.pt", "step_00000012.pt"] and states[0] == "best.pt"
+    assert list((out / "tensorboard").iterdir())
+    assert len(list((out / "samples").glob("*.png"))) == 2
+    assert "student, from scratch" in (out / "report.md").read_text()
+    assert load_model(out).info["training"]["method"] == "logits"
+    assert load_model(out / "baseline").info["training"]["method"] == "scratch"
+    # The average weights are what is kept, and they are what was scored.
+    state = Run(out, result_recipe(out)).load_state()
+    assert state is not None
+    kept = tensors_of(out)
+    assert all(torch.equal(kept[k], v) for k, v in state["average"].items())
+    assert not list(out.rglob("*.part*"))
+
+
+def result_recipe(out: Path) -> Recipe:
+    return load_recipe(out / "recipe.toml")
+
+
+def test_existing_folders_are_respected(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    recipe = recipe_for(photos, "train.iterations=1")
+    distill(recipe, out, quiet=True)
+    with pytest.raises(SrkdError, match="already holds a run"):
+        distill(recipe, out, quiet=True)
+    distill(recipe, out, overwrite=True, quiet=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(SrkdError, match="is no run folder"):
+        distill(recipe, tmp_path / "mine", overwrite=True, quiet=True)
+    assert (tmp_path / "mine" / "letter.txt").exists()
+
+
+def test_one_process_at_a_time(photos: Path, tmp_path: Path) -> None:
+    first = Run.create(tmp_path / "run", recipe_for(photos))
+    with pytest.raises(SrkdError, match="another process"):
+        Run.open(tmp_path / "run")
+    first.close()
+    Run.open(tmp_path / "run").close()
+
+
+@dataclass(frozen=True)
+class BrokenConfig:
+    pixel_weight: float = 1.0
+
+
+class Broken(Method):
+    """Its extra term is no number from the fifth step on."""
+
+    Config = BrokenConfig
+
+    def loss(self, step: Any) -> dict[str, torch.Tensor]:
+        pixel = l1(step.student.sr, step.hr)
+        return {"pixel": pixel, "extra": pixel * (float("nan") if step.iteration >= 4 else 1.0)}
+
+
+def test_nan_stops_with_the_term_the_step_and_the_last_good_state(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = MethodEntry(f"{__name__}:Broken", "breaks", teachers=(0, 0))
+    monkeypatch.setitem(METHODS, "broken", entry)
+    recipe = recipe_for(photos, "method.name=broken", "train.log_every=10")
+    with pytest.raises(
+        CheckFailedError, match=r"broken\.extra became nan at step 5.*step_00000003"
+    ):
+        distill(recipe, tmp_path / "run", quiet=True)
+    state = Run(tmp_path / "run", recipe).load_state()
+    assert state is not None and state["step"] == 3
+    assert all(torch.isfinite(v).all() for v in state["student"].values())
+    assert not (tmp_path / "run" / "model.json").exists()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(photos: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe_for(photos, "train.iterations=100000", "validate.every=0").to_toml())
+    command = [sys.executable, str(ROOT / "scripts" / "distill.py"), str(recipe)]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if " step 4/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"--resume {tmp_path / 'run'}" in out
+    assert "Traceback" not in err
+    state = Run(tmp_path / "run", recipe_for(photos)).load_state()
+    assert state is not None and state["step"] >= 4
+
+
+def test_resume_with_another_recipe_shows_the_difference(teacher: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "distill.py"),
+            *("--resume", str(teacher), "--set", "train.batch=8"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "train.batch: 4 -> 8" in done.stderr
+
+
+def test_full_disk_is_one_sentence_and_leaves_nothing_half(photos: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands for the full disk: the state does not fit."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe_for(photos, "validate.every=0").to_toml())
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
+        "from srkd.console import run_command; from scripts.distill import main;"
+        f"sys.exit(run_command(main, [{str(recipe)!r}, '--out', {str(tmp_path / 'run')!r}]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").rglob("*.part*"))
+
+
+def test_unwritable_out_is_one_sentence(photos: Path) -> None:
+    with pytest.raises(SrkdError, match="cannot make the run folder"):
+        distill(recipe_for(photos), "/proc/srkd/run", quiet=True)
+
+
+def test_teacher_of_another_scale_is_refused(photos: Path, teacher: Path) -> None:
+    changes = ["student.scale=4", "method.name=logits", f"teacher.models=['{teacher}']"]
+    with pytest.raises(SrkdError, match="is a x2 network, but x4"):
+        prepare(recipe_for(photos, *changes), "cpu")
+
+
+def test_starting_weights(photos: Path, teacher: Path) -> None:
+    training = prepare(recipe_for(photos, f"student.weights={teacher}"), "cpu")
+    kept = tensors_of(teacher)
+    assert all(torch.equal(kept[k], v) for k, v in training.student.state_dict().items())
+    with pytest.raises(SrkdError, match="not a rcan_a"):
+        prepare(recipe_for(photos, f"student.weights={teacher}", "student.network=rcan_a"), "cpu")
+
+
+def test_fresh_weights_depend_on_the_seed_alone(photos: Path) -> None:
+    torch.rand(3)
+    a = prepare(recipe_for(photos), "cpu").student.state_dict()
+    b = prepare(recipe_for(photos), "cpu").student.state_dict()
+    c = prepare(recipe_for(photos, "seed=1"), "cpu").student.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_dry_run_measures_and_writes_nothing(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    changes = ["method.name=logits", f"teacher.models=['{teacher}']"]
+    recipe.write_text(recipe_for(photos, *changes).to_toml())
+    environment = {**os.environ, "SRKD_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "distill.py"), str(recipe), "--dry-run", "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["data"] == "4 training images"
+    assert facts["student"] == "edsr_tiny x2, 31,043 parameters"
+    assert "12 iterations" in facts["time"] and "ms at batch 4" in facts["step"]
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
