@@ -99,8 +99,8 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
         pairs.append((sr, hr))
 
     def ours(sr: np.ndarray, hr: np.ndarray) -> tuple[float, float]:
-        planes = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in (sr, hr)]
-        in_db, similarity = psnr_ssim(*planes, SCALE)
+        x, y = (torch.from_numpy(image).permute(2, 0, 1)[None] for image in (sr, hr))
+        in_db, similarity = psnr_ssim(x, y, SCALE)
         return in_db.item(), similarity.item()
 
     ways: dict[str, Callable[[np.ndarray, np.ndarray], tuple[float, float]]] = {
@@ -169,7 +169,7 @@ def scikit_image(sr: np.ndarray, hr: np.ndarray) -> tuple[float, float]:
     from skimage.metrics import structural_similarity
 
     x, y = luma(sr), luma(hr)
-    ssim = structural_similarity(
+    ssim: Any = structural_similarity(
         x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
     )
     return peak_ratio(x, y), float(ssim)

@@ -164,7 +164,7 @@ def export(
     opened = open_engine(engine, file, loaded.scale, settings)
     library = f"{kind.module} {sidecar.versions.get(kind.module, '')}"
     stages.done(
-        "engine", f"{library}, {settings['provider']}, {threads or 'all'} threads, sizes {sizes}"
+        "engine", f"{library}, {settings['provider']}, {threads or 'all'} cores, sizes {sizes}"
     )
 
     from deploy.engines import TorchEngine

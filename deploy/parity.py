@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import tomllib
 from dataclasses import asdict, dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -184,7 +184,7 @@ def judge(numbers: Difference, gate: Gate, seam: float | None = None) -> tuple[S
         return "FAIL", f"{numbers.nonfinite} of {numbers.values} values are NaN or infinite"
     # name, value, bounds; larger is worse. PSNR is turned round for that.
     bounds = [
-        ("max |d|", numbers.max_abs, gate.pass_max_abs, gate.fail_max_abs),
+        ("max abs", numbers.max_abs, gate.pass_max_abs, gate.fail_max_abs),
         ("-PSNR", -numbers.psnr_db, _minus(gate.pass_psnr_db), _minus(gate.fail_psnr_db)),
         ("seam score", seam or 0.0, gate.pass_seam, gate.fail_seam),
     ]
@@ -386,7 +386,9 @@ def check_tiles(
     tile = max(TILE_PX, halo + MARGIN_PX)
     rows: list[dict[str, Any]] = []
     parts, seams = [], []
-    for photo, (h, w) in zip(cycle(photos[:2]), _surroundings(halo, tile), strict=False):
+    for photo, (h, w) in zip(
+        islice(cycle(photos), 2), cycle(_surroundings(halo, tile)), strict=False
+    ):
         lr = window(photo.lr, h, w)
         name = f"{photo.name} {h}x{w}, tiles of {tile}, halo {halo}"
         try:

@@ -46,7 +46,9 @@ def quickstart(
     r = recipe
     if not quiet:
         say = f"quick start: {r.teacher.models[0]} teaches {r.student.network} at x{r.student.scale}, "
-        say += f"{r.train.iterations} steps, then the same student alone; a few minutes on two cores"
+        say += (
+            f"{r.train.iterations} steps, then the same student alone; a few minutes on two cores"
+        )
         print(say, file=sys.stderr)
     # The default folder belongs to the quick start; one that the user named is replaced on demand only.
     result = distill(recipe, folder, overwrite=overwrite or out is None, quiet=quiet)
@@ -123,6 +125,7 @@ def show(model: LoadedModel | None, lr: np.ndarray, scale: int) -> np.ndarray:
 def median_ms(model: LoadedModel | None, lr: np.ndarray, scale: int) -> float:
     """Median time of one picture, warm, in milliseconds: the network alone, or bicubic whole."""
     if model is None:
+
         def run() -> object:
             return show(None, lr, scale)
     else:

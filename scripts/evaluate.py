@@ -119,8 +119,8 @@ def print_table(entries: Sequence[Entry], protocol: Protocol) -> None:
             f"{entry.parameters:,}" if entry.parameters is not None else "-",
             *(f"{s.psnr:.2f} / {s.ssim:.4f}" for s in entry.scores),
         )
-    # A file or a pipe has no width; cutting the table to 80 columns there would lose numbers.
-    console = Console(width=None if sys.stdout.isatty() else 240, highlight=False, soft_wrap=True)
+    # Its natural width, whatever the terminal: a narrow one wraps lines, rich would cut numbers off.
+    console = Console(width=240, highlight=False)
     console.print(table, markup=False)
     y = protocol.channels
     print(f"PSNR-{y} in dB / SSIM-{y}. {protocol.name}: {protocol.about}")

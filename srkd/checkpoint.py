@@ -123,10 +123,8 @@ def read_tensors(path: Path) -> State:
         inner = next((w for w in WRAPPERS if isinstance(content.get(w), dict)), None)
         content = content if inner is None else content[inner]
     if not isinstance(content, dict) or not content:
-        raise SrkdError(
-            f"{path} holds {type(content).__name__ if content else 'nothing'}, not named tensors; "
-            "give a state dict."
-        )
+        got = type(content).__name__ if content is not None and not isinstance(content, dict) else "nothing"
+        raise SrkdError(f"{path} holds {got}, not named tensors; give a state dict.")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise SrkdError(
@@ -354,8 +352,9 @@ class Foreign(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         h, w = lr.shape[-2:]
         more_h, more_w = (self._padded(size) - size for size in (h, w))
-        if more_h or more_w:
-            lr = F.pad(lr, (0, more_w, 0, more_h), mode="replicate")
+        # A copy in any case: some networks scale their input in place.
+        padded = bool(more_h or more_w)
+        lr = F.pad(lr, (0, more_w, 0, more_h), mode="replicate") if padded else lr.clone()
         return self.model(lr)[..., : self.scale * h, : self.scale * w]
 
     def _padded(self, size: int) -> int:

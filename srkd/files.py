@@ -29,7 +29,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())  # some writers leave files that only their owner can read
+        temporary.chmod(
+            0o666 & ~_umask()
+        )  # some writers leave files that only their owner can read
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:

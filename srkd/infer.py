@@ -244,6 +244,9 @@ def check_target(source: Path, target: Path, *, overwrite: bool) -> None:
     """Refuse a target of unknown format, one that exists, and the source itself."""
     if target.is_dir():
         raise SrkdError(f"{target} is a folder; name a file in it, such as {target / 'out.png'}.")
+    blocked = next((p for p in target.parents if p.exists() and not p.is_dir()), None)
+    if blocked:
+        raise SrkdError(f"cannot write {target}: {blocked} is a file; name another output.")
     if target.suffix.lower() not in SUFFIXES:
         raise SrkdError(
             f"'{target.name}' names no format that can be written; end it in one of "

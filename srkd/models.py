@@ -84,7 +84,7 @@ def _load_folder(folder: Path) -> LoadedModel:
         )
     try:
         network = build_family(info["family"], info["arguments"])
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise SrkdError(
             f"{description} is damaged ({error}); restore it or train again."
         ) from error

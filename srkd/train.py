@@ -131,7 +131,7 @@ def _train(run: Run, training: Training, inputs: Inputs, quiet: bool) -> tuple[S
     sampler = PatchSampler(
         inputs.data, t.recipe.data.patch, train.batch, t.recipe.seed, t.recipe.data.augment
     )
-    pin = t.device.type == "cuda"
+    pin, every = t.device.type == "cuda", t.recipe.validate.every
     scores: Scores = {}
     buffer = TermBuffer()
     line = TrainingLine(t.recipe.method.name, train.iterations, quiet=quiet)
@@ -146,18 +146,21 @@ def _train(run: Run, training: Training, inputs: Inputs, quiet: bool) -> tuple[S
             clock = Clock(t, batches)
             for _, lr, hr in batches:
                 buffer.add(train_step(t, lr, hr))
-                last = t.done == train.iterations or interrupt.asked
+                # Read once: a signal that comes later in this round is for the next one.
+                stop = interrupt.asked
+                last = t.done == train.iterations or stop
                 if t.done % train.log_every == 0 or last:
                     _log(t, run, buffer.read(t.done), clock, writer, line)
-                every = t.recipe.validate.every
-                if t.done == train.iterations or (every and t.done % every == 0):
+                validate = t.done == train.iterations or (every and t.done % every == 0)
+                save = t.done % train.save_every == 0 or last
+                if validate or save:
                     with clock.paused():
-                        scores = _validate(t, inputs, run, writer, line)
-                if t.done % train.save_every == 0 or last:
-                    with clock.paused():
-                        buffer.check(t.done)
-                        _save(t, inputs, run)
-                if interrupt.asked and t.done < train.iterations:
+                        check_finite(t, buffer)
+                        if validate:
+                            scores = _validate(t, inputs, run, writer, line)
+                        if save:
+                            run.save_state(state_of(t, inputs))
+                if stop and t.done < train.iterations:
                     line.say(INTERRUPTED_HINT.format(folder=run.folder))
                     return scores, True
     except NotFiniteError as bad:
@@ -220,12 +223,12 @@ def _validate(
     return scores
 
 
-def _save(t: Training, inputs: Inputs, run: Run) -> None:
-    """Keep a state for resuming, never one with broken weights."""
+def check_finite(t: Training, buffer: TermBuffer) -> None:
+    """No validation and no state of a network that has broken."""
+    buffer.check(t.done)
     finite = torch.stack([torch.isfinite(p).all() for p in t.student.parameters()])
     if not bool(finite.all()):
         raise NotFiniteError(t.done, "a weight of the student", float("nan"))
-    run.save_state(state_of(t, inputs))
 
 
 def _explain(bad: NotFiniteError, run: Run) -> CheckFailedError:

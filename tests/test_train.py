@@ -241,7 +241,9 @@ def test_average_by_hand() -> None:
         (TrainConfig(learning_rate=1.0, schedule="cosine", iterations=100), 50, 0.5),
         (TrainConfig(learning_rate=1.0, schedule="cosine", iterations=100), 100, 0.0),
         (
-            TrainConfig(learning_rate=1.0, schedule="cosine", iterations=100, final_learning_rate=0.2),
+            TrainConfig(
+                learning_rate=1.0, schedule="cosine", iterations=100, final_learning_rate=0.2
+            ),
             50,
             0.6,
         ),

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import PIL
+from PIL import Image, ImageDraw, ImageFont, features
 
 from srkd.errors import MissingError
+from srkd.files import sha256
 from srkd.images import read_rgb8
 
 if TYPE_CHECKING:
@@ -77,7 +79,18 @@ def training_images() -> list[tuple[str, np.ndarray]]:
     return photographs + drawn
 
 
+def causes() -> str:
+    """A hash of all that decides the training images, without making them (which takes a second)."""
+    versions = f"{PIL.__version__} {features.version('freetype2')} {np.__version__}"
+    files = [Path(__file__), *(_path(photo) for photo in LICENCES if not photo.held_out)]
+    return " ".join([versions, *(sha256(path) for path in files)])
+
+
 def _read(photo: Photograph) -> np.ndarray:
+    return read_rgb8(_path(photo))
+
+
+def _path(photo: Photograph) -> Path:
     spec = find_spec("skimage")
     path = Path(spec.origin).parent / "data" / photo.file if spec and spec.origin else None
     if path is None or not path.is_file():
@@ -85,7 +98,7 @@ def _read(photo: Photograph) -> np.ndarray:
             f"the built-in photograph '{photo.name}' ships inside scikit-image, but {photo.file} is not "
             "there; reinstall it (pip install --force-reinstall scikit-image) or give --data FOLDER."
         )
-    return read_rgb8(path)
+    return path
 
 
 def dead_leaves(rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@
     <cache>/<digest>/hr.bin  lr.bin     (H, W, 3) and (h, w, 3) of image after image, no padding
                      index.json         names and sizes, which give the offsets
     <cache>/<digest>.lock               held while that folder is built
-    <cache>/seen/<key>                  the digest of a folder whose files have these names, sizes and
+    <cache>/seen/<key>                  the digest of a folder whose files have these paths, sizes and
                                         times, so that unchanged folders are not read again
 
 The digest is over the bytes of every file, the scale and the versions of this format and of the
@@ -23,6 +23,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -70,9 +71,7 @@ class TrainingSet:
             if not 0 < len(self.names) == len(self._sizes):
                 raise ValueError(f"{len(self.names)} names, {len(self._sizes)} sizes")
         except (KeyError, TypeError, ValueError) as error:
-            raise SrkdError(
-                f"{folder / 'index.json'} is damaged ({error!r}); remove the folder."
-            ) from error
+            raise SrkdError(f"{folder / 'index.json'} is damaged ({error!r})") from error
         self.digest = folder.name
         self._ends = np.cumsum([3 * H * W for H, W in self._sizes])
         size = int(self._ends[-1])
@@ -126,20 +125,25 @@ def open_training_set(
             raise SrkdError(
                 "the built-in images have no LR folder; give --data FOLDER with --lr, or leave --lr away."
             )
-        entries = _builtin_entries(scale)
-        digest = _digest(entries, scale)
+        from srkd.data.builtin import causes
+
+        key = causes()
+        entries_of = partial(_builtin_entries, scale)
     else:
         pairs = list_pairs(Path(data).expanduser(), Path(lr).expanduser() if lr else None, scale)
-        remembered = cache / "seen" / _stat_key(pairs, scale)
-        digest = _remembered_digest(remembered)
-        ready = _open_if_whole(cache / digest) if digest else None
-        if ready is not None:
-            return ready
-        entries = [_file_entry(pair, scale) for pair in pairs]
-        digest = _digest(entries, scale)
-        # The note only saves reading the files again: a complete cache may lie on a read-only disk.
-        with suppress(SrkdError):
-            write_text(remembered, digest)
+        key = _stat_key(pairs)
+        entries_of = partial(_file_entries, pairs, scale)
+
+    seen = cache / "seen" / _hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, key])
+    digest = _remembered_digest(seen)
+    ready = _open_if_whole(cache / digest, quiet=True) if digest else None
+    if ready is not None:
+        return ready
+    entries = entries_of()
+    digest = _digest(entries, scale)
+    # The note only saves reading everything again: a complete cache may lie on a read-only disk.
+    with suppress(SrkdError):
+        write_text(seen, digest)
     folder = cache / digest
     return _open_if_whole(folder) or _build_once(folder, entries, scale, progress)
 
@@ -152,7 +156,7 @@ def _open_flat(path: Path, size: int) -> np.ndarray:
     found = path.stat().st_size if path.is_file() else -1
     if found != size:
         state = "is gone" if found < 0 else f"holds {found} bytes"
-        raise SrkdError(f"{path} {state}, the index says {size}; remove the folder.")
+        raise SrkdError(f"{path} {state}, the index says {size} bytes")
     # A plain array over the map: slicing a np.memmap costs ten times as much.
     return np.asarray(np.memmap(path, np.uint8, mode="r"))
 
@@ -172,11 +176,12 @@ def _open_if_whole(folder: Path, quiet: bool = False) -> TrainingSet | None:
 # --- what a set is made of ------------------------------------------------------------------------
 
 
-def _stat_key(pairs: Iterable[TrainingImage], scale: int) -> str:
-    files = [path for pair in pairs for path in (pair.hr, pair.lr) if path is not None]
-    stats = [(str(path.resolve()), path.stat()) for path in files]
-    facts = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    return _hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, facts])
+def _stat_key(pairs: Iterable[TrainingImage]) -> str:
+    def facts(path: Path) -> tuple[str, int, int]:
+        stat = path.stat()
+        return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+
+    return _hash_json([(p.name, facts(p.hr), facts(p.lr) if p.lr else None) for p in pairs])
 
 
 def _remembered_digest(path: Path) -> str | None:
@@ -208,11 +213,13 @@ def _builtin_entries(scale: int) -> list[_Entry]:
     return [entry(name, image) for name, image in training_images()]
 
 
-def _file_entry(pair: TrainingImage, scale: int) -> _Entry:
-    height, width = picture_size(pair.hr)
-    content = sha256(pair.hr) + (sha256(pair.lr) if pair.lr else "")
+def _file_entries(pairs: Iterable[TrainingImage], scale: int) -> list[_Entry]:
+    def entry(pair: TrainingImage) -> _Entry:
+        height, width = picture_size(pair.hr)
+        content = sha256(pair.hr) + (sha256(pair.lr) if pair.lr else "")
+        return _Entry(pair.name, content, height * width, lambda: read_pair(pair, scale))
 
-    return _Entry(pair.name, content, height * width, lambda: read_pair(pair, scale))
+    return [entry(pair) for pair in pairs]
 
 
 # --- building -------------------------------------------------------------------------------------

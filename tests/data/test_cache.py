@@ -19,18 +19,20 @@ from srkd.data.cache import TrainingSet, open_training_set
 from srkd.data.degradation import downscale_uint8
 from srkd.errors import SrkdError
 
-# A real second process: builds, slowly and with a word per image, then says what it got.
+# A real second process: begins when the file "go" exists, stops after its first image until "on" exists.
 CHILD = """
 import sys, time
 from pathlib import Path
 from srkd.data.cache import open_training_set
-data, cache, go, scale = sys.argv[1:]
-print("ready", flush=True)
-while not Path(go).exists():
-    time.sleep(0.002)
+data, cache, signals, scale = sys.argv[1:]
+def wait_for(name):
+    while not Path(signals, name).exists():
+        time.sleep(0.005)
 def progress(done, total):
     print("built", done, total, flush=True)
-    time.sleep(0.1)
+    wait_for("on")
+print("ready", flush=True)
+wait_for("go")
 images = open_training_set(data, int(scale), cache=Path(cache), progress=progress)
 print("digest", images.digest, int(images.hr(len(images) - 1).sum()))
 """
@@ -203,7 +205,7 @@ def test_unreadable_photo_leaves_nothing_half_built(photos: Path, cache: Path) -
 
 def test_bad_requests_are_named(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SrkdError, match="cannot write the image cache .* Set SRKD_CACHE"):
+    with pytest.raises(SrkdError, match=r"cannot write the image cache .* Set SRKD_CACHE"):
         open_training_set(photos, 2, cache=tmp_path / "file" / "cache")
     with pytest.raises(SrkdError, match="there is no folder"):
         open_training_set(tmp_path / "nowhere", 2, cache=tmp_path / "cache")
@@ -213,80 +215,88 @@ def test_bad_requests_are_named(photos: Path, tmp_path: Path) -> None:
         open_training_set(photos, 1, cache=tmp_path / "cache")
 
 
-def test_builtin(cache: Path) -> None:
-    from srkd.data.builtin import training_images
+def test_builtin(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from srkd.data import builtin
 
+    made = builtin.training_images()
+    monkeypatch.setattr(builtin, "training_images", lambda: made)
     counter = Counter()
     images = open_training_set("builtin", 4, cache=cache, progress=counter)
-    expected = training_images()
-    assert images.names == tuple(name for name, _ in expected)
-    assert np.array_equal(images.lr(0), downscale_uint8(expected[0][1], 4))
-    again = open_training_set("builtin", 4, cache=cache, progress=counter)
-    assert again.digest == images.digest
-    assert len(counter.calls) == len(expected)
+    assert images.names == tuple(name for name, _ in made)
+    for n, (_, image) in enumerate(made):
+        assert np.array_equal(images.lr(n), downscale_uint8(image, 4))
+    # The second time they are not even drawn; with another Pillow they are, and found to be the same.
+    monkeypatch.setattr(builtin, "training_images", list)
+    assert open_training_set("builtin", 4, cache=cache, progress=counter).digest == images.digest
+    monkeypatch.setattr(builtin, "training_images", lambda: made)
+    monkeypatch.setattr("PIL.__version__", "0.0")
+    assert open_training_set("builtin", 4, cache=cache, progress=counter).digest == images.digest
+    assert len(counter.calls) == len(made)
 
 
-def start(photos: Path, cache: Path, go: Path, scale: int) -> subprocess.Popen[str]:
-    root = Path(__file__).resolve().parents[2]
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(photos), str(cache), str(go), str(scale)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=root,
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    return child
+class Child:
+    def __init__(self, photos: Path, cache: Path, signals: Path, scale: int, name: str) -> None:
+        self.said = signals / f"{name}.stderr"
+        arguments = [str(photos), str(cache), str(signals), str(scale)]
+        with self.said.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CHILD, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                cwd=Path(__file__).resolve().parents[2],
+            )
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def finish(self) -> str:
+        output, _ = self.process.communicate(timeout=120)
+        assert self.process.returncode == 0
+        return output
 
 
-def test_two_processes_at_once_build_once(photos: Path, cache: Path, tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    children = [start(photos, cache, go, 2) for _ in range(2)]
-    go.touch()
-    outputs = [child.communicate(timeout=120) for child in children]
-    assert [child.returncode for child in children] == [0, 0]
-    built = sorted(out.count("built") for out, _ in outputs)
-    assert built == [0, 8]
-    (waiting,) = [err for out, err in outputs if "built" not in out]
-    assert waiting == "waiting for another process that builds the same image cache\n"
-    answers = {out.splitlines()[-1] for out, _ in outputs}
-    assert len(answers) == 1
+@pytest.fixture
+def signals(tmp_path: Path) -> Path:
+    folder = tmp_path / "signals"
+    folder.mkdir()
+    return folder
+
+
+def test_two_processes_at_once_build_once(photos: Path, cache: Path, signals: Path) -> None:
+    children = [Child(photos, cache, signals, 2, name) for name in "ab"]
+    assert [child.line() for child in children] == ["ready", "ready"]
+    (signals / "go").touch()
+    deadline = time.monotonic() + 120
+    while not any(child.said.read_text() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # One waits, the other holds the lock in the middle of its build.
+    (signals / "on").touch()
+    outputs = [child.finish() for child in children]
+    assert sorted(output.count("built") for output in outputs) == [0, 8]
+    said = sorted(child.said.read_text() for child in children)
+    assert said == ["", "waiting for another process that builds the same image cache\n"]
+    assert len({output.splitlines()[-1] for output in outputs}) == 1
     assert_right(open_training_set(photos, 2, cache=cache), photos, 2)
 
 
 def test_a_killed_build_is_cleaned_up_and_done_again(
-    photos: Path, cache: Path, tmp_path: Path
+    photos: Path, cache: Path, signals: Path
 ) -> None:
-    go = tmp_path / "go"
-    children = {scale: start(photos, cache, go, scale) for scale in (2, 3)}
-    go.touch()
-    for child in children.values():
-        assert child.stdout is not None
-        assert child.stdout.readline() == "built 1 8\n"
-    children[2].send_signal(signal.SIGKILL)
-    assert children[2].wait(60) == -signal.SIGKILL
-    # The killed build left its folder; the other one still runs in its own.
+    killed, running = (Child(photos, cache, signals, scale, f"x{scale}") for scale in (2, 3))
+    (signals / "go").touch()
+    for child in (killed, running):
+        assert [child.line(), child.line()] == ["ready", "built 1 8"]
+    killed.process.send_signal(signal.SIGKILL)
+    assert killed.process.wait(60) == -signal.SIGKILL
     assert len(list(cache.glob("*.building"))) == 2
-
-    images = open_training_set(photos, 2, cache=cache)
-    assert_right(images, photos, 2)
-    out, err = children[3].communicate(timeout=120)
-    assert (children[3].returncode, err) == (0, "")
-    assert "built 8 8" in out
+    # Whoever builds next, of whatever set, removes the one that nobody builds any more.
+    assert_right(open_training_set(photos, 4, cache=cache), photos, 4)
+    assert len(list(cache.glob("*.building"))) == 1
+    assert_right(open_training_set(photos, 2, cache=cache), photos, 2)
+    (signals / "on").touch()
+    assert "built 8 8" in running.finish()
+    assert running.said.read_text() == ""
     assert not list(cache.glob("*.building"))
     assert_right(open_training_set(photos, 3, cache=cache), photos, 3)
-
-
-def test_leftovers_of_other_sets_are_removed_too(photos: Path, cache: Path, tmp_path: Path) -> None:
-    child = start(photos, cache, tmp_path, 2)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "built 1 8\n"
-    child.kill()
-    child.wait(60)
-    (leftover,) = cache.glob("*.building")
-    open_training_set(photos, 4, cache=cache)
-    deadline = time.monotonic() + 5
-    while leftover.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not leftover.exists()

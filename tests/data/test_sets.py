@@ -99,7 +99,7 @@ def test_missing_data_names_the_variable_and_the_alternatives(
 
 def test_unknown_spec_lists_what_there_is() -> None:
     with pytest.raises(
-        SrkdError, match="neither a folder nor a set .* Set5, Set14, BSD100, Urban100"
+        SrkdError, match=r"neither a folder nor a set .* Set5, Set14, BSD100, Urban100"
     ):
         open_set("Set6", 4)
     with pytest.raises(SrkdError, match="scale 1"):
