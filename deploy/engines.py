@@ -13,6 +13,7 @@ import copy
 import logging
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deploy.machine import require
@@ -22,12 +23,12 @@ from srkd.files import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import numpy as np
     from torch import nn
 
     from deploy.sidecar import Sidecar
+    from srkd.types import Facts
 
 log = logging.getLogger(__name__)
 
@@ -118,17 +119,23 @@ class LoadedEngine:
     def scale(self) -> int:
         return self.engine.scale
 
+    @property
+    def facts(self) -> Facts:
+        """Facts of the network, for tiling."""
+        return self.sidecar.network_facts
+
     def __call__(self, lr: np.ndarray) -> np.ndarray:
         """(N, 3, h, w) float32 in [0, 1] -> (N, 3, scale*h, scale*w) float32, not clamped."""
         return self.engine(lr)
 
 
-def load_engine(file: Path, allow_failed: bool = False) -> LoadedEngine:
+def load_engine(file: str | Path, allow_failed: bool = False) -> LoadedEngine:
     """Open an exported file after checking it against its sidecar (`check_file`).
 
     A parity verdict of FAIL is refused too, unless `allow_failed`, which is for looking into it. Any
     verdict but PASS is repeated on the log as a warning, and in `notes`.
     """
+    file = Path(file)
     sidecar = check_file(file)
     notes = _notes(file, sidecar)
     if sidecar.verdict == "FAIL" and not allow_failed:

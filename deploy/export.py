@@ -164,7 +164,8 @@ def export(
     opened = open_engine(engine, file, loaded.scale, settings)
     library = f"{kind.module} {sidecar.versions.get(kind.module, '')}"
     stages.done(
-        "engine", f"{library}, {settings['provider']}, {threads or 'all'} cores, sizes {sizes}"
+        "engine",
+        f"{library}, {settings['provider']}, threads: {threads or 'all cores'}, sizes {sizes}",
     )
 
     from deploy.engines import TorchEngine
@@ -269,7 +270,7 @@ def _describe(
     rebuild: str,
 ) -> Sidecar:
     """The sidecar of a graph that nobody has verified yet."""
-    from deploy.graph import INPUT, INPUT_RANGE, OUTPUT, OUTPUT_RANGE, weights_file
+    from deploy.graph import INPUT, INPUT_RANGE, OUTPUT, OUTPUT_RANGES, weights_file
 
     network = model.network
     return Sidecar(
@@ -295,7 +296,7 @@ def _describe(
             "name": OUTPUT,
             "type": "float32",
             "dims": graph.output_dims,
-            "range": OUTPUT_RANGE,
+            "range": OUTPUT_RANGES[model.facts.output_range],
         },
         sizes=sizes.to_json(),
         settings=settings,

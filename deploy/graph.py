@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 OPSET = 20
 INPUT, OUTPUT = "lr", "sr"
 INPUT_RANGE = "RGB in [0, 1]"
-OUTPUT_RANGE = "RGB in about [0, 1], not clamped: clamp before rounding to levels"
+OUTPUT_RANGES = {
+    "unclamped": "RGB in about [0, 1], not clamped: clamp before rounding to levels",
+    "clamped": "RGB in [0, 1]",
+}
 # Of the exporter's notes per node we keep the module path, which names a faulty layer. The others hold
 # stack traces with the folders of the machine that exported.
 KEPT_NOTE = "pkg.torch.onnx.name_scopes"
@@ -154,7 +157,7 @@ def _describe(proto: onnx.ModelProto, model: LoadedModel) -> None:
         "srkd.arguments": json.dumps(getattr(network, "arguments", {}), sort_keys=True),
         "srkd.scale": str(model.scale),
         "srkd.input_range": INPUT_RANGE,
-        "srkd.output_range": OUTPUT_RANGE,
+        "srkd.output_range": OUTPUT_RANGES[model.facts.output_range],
         "srkd.weights_sha256": sha256(weights_file(model)),
     }
     del proto.metadata_props[:]

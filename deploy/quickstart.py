@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deploy.engines import require_engine
 from deploy.export import export
 from srkd.data.sets import open_set
 from srkd.files import write_json, write_text
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from srkd.models import LoadedModel
+    from srkd.recipe import Recipe
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.toml"
 CROP_PX = 112
@@ -37,13 +39,21 @@ TIMED_RUNS = 5
 
 
 def quickstart(
-    out: Path | None = None, *, overwrite: bool = False, as_json: bool = False, quiet: bool = False
+    out: Path | None = None,
+    *,
+    recipe: Recipe | None = None,
+    overwrite: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
 ) -> int:
-    """Run it all into `out` (default runs/quickstart, replaced); returns the exit code."""
+    """Run it all into `out` (default runs/quickstart, replaced); returns the exit code.
+
+    `recipe` replaces recipes/quickstart.toml; it needs one teacher and `with_baseline`.
+    """
+    require_engine("onnx")
     folder = out or Path("runs/quickstart")
     start = time.monotonic()
-    recipe = load_recipe(RECIPE)
-    r = recipe
+    r = recipe or load_recipe(RECIPE)
     if not quiet:
         say = f"quick start: {r.teacher.models[0]} teaches {r.student.network} at x{r.student.scale}, "
         say += (
@@ -51,7 +61,7 @@ def quickstart(
         )
         print(say, file=sys.stderr)
     # The default folder belongs to the quick start; one that the user named is replaced on demand only.
-    result = distill(recipe, folder, overwrite=overwrite or out is None, quiet=quiet)
+    result = distill(r, folder, overwrite=overwrite or out is None, quiet=quiet)
     if result.interrupted:
         print(INTERRUPTED_HINT.format(folder=result.folder), file=sys.stderr)
         return 130

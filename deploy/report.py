@@ -18,12 +18,12 @@ GAP_PX = 6
 def worst_picture(worst: Worst) -> tuple[np.ndarray, float]:
     """(H, W, 3) uint8: torch | engine | difference, around the largest error; and the gain of the last.
 
-    The difference is |engine - torch| * gain, gain a power of ten that brings it into view.
+    The difference is |engine - torch| * gain, gain a power of two that brings it into view.
     """
     x, y = (_crop(sr[0], worst.y, worst.x) for sr in (worst.reference, worst.candidate))
     d = np.abs(np.nan_to_num(y, nan=1.0, posinf=1.0, neginf=1.0) - np.nan_to_num(x))
     peak = float(d.max())
-    gain = 1.0 if peak == 0 else max(1.0, 10.0 ** math.floor(-math.log10(peak)))
+    gain = 1.0 if peak == 0 else max(1.0, 2.0 ** math.floor(-math.log2(peak)))
     panels = [_levels(p) for p in (x, y, d * gain)]
     gap = np.full((panels[0].shape[0], GAP_PX, 3), 255, np.uint8)
     return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1), gain

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cost.py",
-        description="Parameters, multiply-adds, memory and receptive field of a network.",
-    )
+    about = "Parameters, multiply-adds, memory and receptive field of a network."
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument(
         "model", metavar="NETWORK_OR_MODEL", help="name of the zoo, run folder or weights file"
     )
@@ -75,7 +73,16 @@ def load(name: str, scale: int | None) -> LoadedModel:
 
 def table(name: str, cost: Cost) -> str:
     h, w = cost.size
-    reach = cost.receptive_field_px
+    reach, memory = cost.receptive_field_px, cost.activation_mib
+    peak = (
+        "not known: it needs data"
+        if memory is None
+        else f"{memory:,.1f} MiB at the peak (estimated)"
+    )
+    around = "the whole image" if reach is None else f"{reach} px around each LR pixel"
+    uncounted = (
+        f"{name.removeprefix('aten::')} x{times}" for name, times in cost.uncounted.items()
+    )
     rows = [
         ("network", f"{name}, x{cost.scale}"),
         ("input", f"3 x {h} x {w}, output 3 x {cost.scale * h} x {cost.scale * w}"),
@@ -83,20 +90,9 @@ def table(name: str, cost: Cost) -> str:
         ("multiply-adds", f"{cost.macs_g:,.2f} G ({cost.rule} rule)"),
         *((f"  {kind}", f"{count / 1e9:,.3f} G") for kind, count in cost.by_operator.items()),
         ("weights", f"{cost.weights_mib:,.1f} MiB"),
-        (
-            "activations",
-            "not known (needs a run with data)"
-            if cost.activation_mib is None
-            else f"{cost.activation_mib:,.1f} MiB at the peak of one forward pass (live tensors, estimated)",
-        ),
-        (
-            "receptive field",
-            "the whole image" if reach is None else f"{reach} px around each LR pixel",
-        ),
-        (
-            "not counted",
-            ", ".join(f"{k.removeprefix('aten::')} x{v}" for k, v in cost.uncounted.items()),
-        ),
+        ("activations", peak),
+        ("receptive field", around),
+        ("not counted", ", ".join(uncounted)),
     ]
     return "\n".join(f"{key:<22} {value}" for key, value in rows)
 

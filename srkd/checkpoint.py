@@ -123,7 +123,11 @@ def read_tensors(path: Path) -> State:
         inner = next((w for w in WRAPPERS if isinstance(content.get(w), dict)), None)
         content = content if inner is None else content[inner]
     if not isinstance(content, dict) or not content:
-        got = type(content).__name__ if content is not None and not isinstance(content, dict) else "nothing"
+        got = (
+            type(content).__name__
+            if content is not None and not isinstance(content, dict)
+            else "nothing"
+        )
         raise SrkdError(f"{path} holds {got}, not named tensors; give a state dict.")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):

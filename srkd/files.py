@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except OSError as error:
         raise SrkdError(
-            f"cannot write {path}: {error.strerror or error}. Free space or choose another place with --out."
+            f"cannot write {path}: {error.strerror or error}. Free space or choose another place."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,7 +109,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         column.justify = "right"
     for line in cells:
         shown.add_row(*line)
-    Console().print(shown)
+    # A pipe has no width: rich would cut the columns to 80 characters.
+    (Console() if sys.stdout.isatty() else Console(width=240)).print(shown)
 
 
 def _markdown(

@@ -56,7 +56,9 @@ def official(network: nn.Module, name: str) -> dict[str, Tensor]:
     for key, value in network.state_dict().items():
         module, _, leaf = key.rpartition(".")
         for theirs, ours in table:
-            pattern = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(ours.replace("{n}", str(n))))
+            pattern = re.sub(
+                r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(ours.replace("{n}", str(n)))
+            )
             found = re.fullmatch(pattern, module)
             if found:
                 state[theirs.format(blocks=blocks, **found.groupdict()) + f".{leaf}"] = value
@@ -169,7 +171,12 @@ PUBLISHED = {
         "upsample.2.weight",
         "conv_last.weight",
     ],
-    "SwinIR one-step": ["conv_first.weight", "norm.bias", "conv_after_body.bias", "upsample.0.bias"],
+    "SwinIR one-step": [
+        "conv_first.weight",
+        "norm.bias",
+        "conv_after_body.bias",
+        "upsample.0.bias",
+    ],
 }
 
 
@@ -201,7 +208,9 @@ def test_sidecar_tells_what_tensors_cannot(tmp_path):
     config = read_checkpoint(tmp_path / "e.safetensors").network.config
     assert (config.residual_scale, config.rgb_range, config.mean_shift) == (0.25, 1.0, False)
 
-    (tmp_path / "e.json").write_text(json.dumps({"io": "RGB, range 0..1 in and out, no mean shift"}))
+    (tmp_path / "e.json").write_text(
+        json.dumps({"io": "RGB, range 0..1 in and out, no mean shift"})
+    )
     loaded = read_checkpoint(tmp_path / "e.safetensors")
     config = loaded.network.config
     assert (config.residual_scale, config.rgb_range, config.mean_shift) == (1.0, 1.0, False)
@@ -228,9 +237,13 @@ def test_bad_sidecars_are_named(sidecar, message, tmp_path):
 
 
 def test_sidecar_that_the_family_cannot_follow(tmp_path):
-    save_file(official(network_of("SwinIR classical"), "SwinIR classical"), tmp_path / "s.safetensors")
+    save_file(
+        official(network_of("SwinIR classical"), "SwinIR classical"), tmp_path / "s.safetensors"
+    )
     (tmp_path / "s.json").write_text('{"hyper_parameters": {"rgb_range": 255}}')
-    with pytest.raises(SrkdError, match="rgb_range 255.0 by its sidecar s.json, but swinir networks have 1"):
+    with pytest.raises(
+        SrkdError, match=r"rgb_range 255\.0 by its sidecar s\.json, but swinir networks have 1"
+    ):
         read_checkpoint(tmp_path / "s.safetensors")
 
 
@@ -274,7 +287,9 @@ def test_bare_weights_of_ours(name, tmp_path):
 def test_data_parallel_prefix_and_averaged_weights(tmp_path):
     network, other = network_of("BasicSR EDSR", 2), network_of("BasicSR EDSR", 3)
     averaged = {f"module.{k}": v for k, v in official(network, "BasicSR EDSR").items()}
-    torch.save({"params": official(other, "BasicSR EDSR"), "params_ema": averaged}, tmp_path / "e.pth")
+    torch.save(
+        {"params": official(other, "BasicSR EDSR"), "params_ema": averaged}, tmp_path / "e.pth"
+    )
     assert_same_output(read_checkpoint(tmp_path / "e.pth"), network)
 
 
@@ -295,7 +310,10 @@ def test_another_scale_is_refused(tmp_path):
 
 def test_scale_eight_is_refused(tmp_path):
     state = official(network_of("EDSR-PyTorch", 4), "EDSR-PyTorch")
-    state["tail.0.4.weight"], state["tail.0.4.bias"] = state["tail.0.2.weight"], state["tail.0.2.bias"]
+    state["tail.0.4.weight"], state["tail.0.4.bias"] = (
+        state["tail.0.2.weight"],
+        state["tail.0.2.bias"],
+    )
     torch.save(state, tmp_path / "e.pt")
     with pytest.raises(SrkdError, match="is a x8 network; this version has x2, x3 and x4"):
         read_checkpoint(tmp_path / "e.pt")
@@ -321,7 +339,9 @@ def without_spandrel(monkeypatch):
 )
 def test_networks_we_lack_are_named(network, keys, tmp_path):
     torch.save({k: torch.zeros(3, 3, 3, 3) for k in keys}, tmp_path / "x.pt")
-    with pytest.raises(SrkdError, match=f"looks like a {network} checkpoint.*has no {network} network"):
+    with pytest.raises(
+        SrkdError, match=f"looks like a {network} checkpoint.*has no {network} network"
+    ):
         read_checkpoint(tmp_path / "x.pt")
 
 
@@ -353,7 +373,7 @@ def test_missing_tensor_is_named(tmp_path):
         read_checkpoint(tmp_path / "x.pt")
     del state["tail.0.0.weight"]
     torch.save(state, tmp_path / "x.pt")
-    with pytest.raises(SrkdError, match="sizes cannot be told .*upsampling tail is missing"):
+    with pytest.raises(SrkdError, match=r"sizes cannot be told .*upsampling tail is missing"):
         read_checkpoint(tmp_path / "x.pt")
 
 
@@ -408,7 +428,9 @@ def test_damaged_files_get_one_sentence(damage, suffix, tmp_path):
         "image": b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4,
     }
     path.write_bytes(content[damage])
-    with pytest.raises(SrkdError, match="not a readable (weights|safetensors) file.*Copy it again") as caught:
+    with pytest.raises(
+        SrkdError, match=r"not a readable (weights|safetensors) file.*Copy it again"
+    ) as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value)
 
@@ -464,9 +486,8 @@ def test_spandrel_reads_what_we_do_not(tmp_path):
     pytest.importorskip("spandrel", reason="needs spandrel: pip install srkd[spandrel]")
     from spandrel.architectures.SwinIR import SwinIR
 
-    reference = SwinIR(
-        upscale=4, depths=[2], embed_dim=24, num_heads=[6], mlp_ratio=2, upsampler="nearest+conv"
-    ).eval()
+    sizes = {"upscale": 4, "window_size": 8, "depths": [2], "embed_dim": 24, "num_heads": [6]}
+    reference = SwinIR(**sizes, mlp_ratio=2, upsampler="nearest+conv").eval()
     torch.save({"params_ema": reference.state_dict()}, tmp_path / "real.pth")
     loaded = read_checkpoint(tmp_path / "real.pth", 4)
     assert not loaded.is_ours and loaded.facts.receptive_field_px is None

@@ -160,7 +160,10 @@ def test_cost_says_what_it_does_not_count_and_changes_nothing():
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: cost(build("rcan_a", 4), rule="thop"), "unknown counting rule 'thop'; use one of fvcore, mkd"),
+        (
+            lambda: cost(build("rcan_a", 4), rule="thop"),
+            "unknown counting rule 'thop'; use one of fvcore, mkd",
+        ),
         (lambda: cost(build("swinir_lightweight", 4), (4, 64)), "4x64 is too small.*5 px or more"),
         (lambda: cost(nn.Conv2d(3, 3, 3)), "Conv2d is no network of srkd; give its facts"),
         (lambda: cost(build("rcan_a", 4).to("meta")), "without weights; build it on the CPU"),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 H, W = 13, 17
+LOSSLESS: dict[str, dict] = {".webp": {"lossless": True}}
 
 
 def noise(channels: int, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
@@ -139,6 +140,40 @@ def test_16_bit_colour_png_of_others_with_every_filter(
     if channels != 3:
         assert got.alpha is not None
         assert np.array_equal(got.alpha, pixels[..., -1])
+
+
+def test_16_bit_interlaced_png(tmp_path: Path) -> None:
+    """The seven passes of Adam7, written from the specification."""
+    pixels = noise(3, np.uint16)
+    passes = [
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    ]
+    rows = b"".join(
+        b"\0" + row.astype(">u2").tobytes()
+        for y, x, down, right in passes
+        for row in pixels[y::down, x::right]
+    )
+    content = bytearray(png_bytes(W, H, 16, 2, rows))
+    content[28] = 1
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "x.png").write_bytes(content)
+    assert np.array_equal(read_picture(tmp_path / "x.png").rgb, pixels)
+
+
+def test_16_bit_cmyk_is_converted_and_said(tmp_path: Path) -> None:
+    inks = np.zeros((6, 6, 4), np.uint16)
+    inks[..., 0] = 65535
+    tifffile.imwrite(tmp_path / "x.tif", inks, photometric="separated")
+    got = read_picture(tmp_path / "x.tif")
+    assert got.notes[0] == "16-bit CMYK converted to 8 bits"
+    assert got.notes[1].startswith("CMYK converted to RGB")
+    assert got.rgb[0, 0].tolist() == [0, 255, 255]
 
 
 def test_16_bit_transparent_colour_becomes_alpha(tmp_path: Path) -> None:
@@ -276,8 +311,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"x{suffix}"
-    options = {"lossless": True} if suffix == ".webp" else {}
-    Image.fromarray(stored).save(path, exif=exif, **options)
+    Image.fromarray(stored).save(path, exif=exif, **LOSSLESS.get(suffix, {}))
     upright = {
         1: stored,
         2: stored[:, ::-1],

@@ -92,7 +92,10 @@ def test_another_scale_is_refused(run):
         ({"arguments": None}, "model.json is damaged"),
         ({"arguments": {"scale": 2, "channels": "16"}}, "model.json is damaged"),
         ({"arguments": {"scale": 2, "channels": -4}}, "model.json is damaged"),
-        ({"arguments": {"scale": 2, "channels": 24, "blocks": 4}}, "does not fit the network it names"),
+        (
+            {"arguments": {"scale": 2, "channels": 24, "blocks": 4}},
+            "does not fit the network it names",
+        ),
         ({"weights_sha256": "0" * 64}, "is not the file that .*model.json describes"),
     ],
 )
@@ -112,7 +115,11 @@ def test_missing_family_is_named(run):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "cannot read .*model.json"), ("[1]", "holds list, not a JSON object"), ("\xff", "cannot read")],
+    [
+        ("{", "cannot read .*model.json"),
+        ("[1]", "holds list, not a JSON object"),
+        ("\xff", "cannot read"),
+    ],
 )
 def test_unreadable_model_json_is_named(content, message, run):
     (run / "model.json").write_bytes(content.encode("latin-1"))
@@ -157,7 +164,11 @@ def test_bare_names_mean_shipped_models(shipped):
     ("name", "scale", "message"),
     [
         ("edsr_tiny", None, "names several models .edsr_tiny_x2, edsr_tiny_x4.; give one"),
-        ("edsr_tiny", 3, "no file, run folder or shipped model 'edsr_tiny'; .*edsr_tiny_x2, edsr_tiny_x4"),
+        (
+            "edsr_tiny",
+            3,
+            "no file, run folder or shipped model 'edsr_tiny'; .*edsr_tiny_x2, edsr_tiny_x4",
+        ),
         ("edsr_tinny_x4", None, "did you mean 'edsr_tiny_x4'"),
         ("rcan_a", 4, "did you mean 'rcan_a_x4_mtkd'"),  # how it was trained is never guessed
         ("nothing.pth", None, "no file, run folder or shipped model 'nothing.pth'.*rcan_a_x4_mtkd"),
@@ -175,7 +186,7 @@ def test_without_shipped_models_it_says_so(tmp_path, monkeypatch):
 
 
 def test_folder_without_model_json(tmp_path):
-    with pytest.raises(SrkdError, match="without model.json, so it is no run folder"):
+    with pytest.raises(SrkdError, match=r"without model\.json, so it is no run folder"):
         load_model(tmp_path)
 
 
@@ -186,6 +197,6 @@ def test_failed_save_leaves_the_old_files(run, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(SrkdError, match="cannot write .*No space left on device"):
+    with pytest.raises(SrkdError, match=r"cannot write .*No space left on device"):
         save_model(run, build("edsr_tiny", 2), {})
     assert {p.name: p.read_bytes() for p in run.iterdir()} == before

@@ -149,7 +149,7 @@ def test_channel_attention_is_declared_not_exact_and_is_not() -> None:
         if isinstance(module, ChannelAttention):
             # Random weights at range 0..255 leave every gate at exactly 0 or 1, which sees nothing.
             module.squeeze.weight.data.mul_(0.01)
-            torch.nn.init.ones_(module.squeeze.bias)
+            torch.nn.init.ones_(module.squeeze.get_parameter("bias"))
     with torch.inference_mode():
         assert gap(upscale_tiled(net, lr, net.facts, 40), net(lr)) > 1e-9
 
@@ -201,6 +201,20 @@ def test_bands_add_up_to_the_whole(tile_px: int | None) -> None:
         assert [len(band) for band in rows] == [21] * 5 + [15]
         # No strip is taller than a tile and its two halos: that is what bounds the memory.
         assert max(b - a for a, b in strips) == 7 + 2 * halo_px(net.facts)
+
+
+def test_bands_stay_on_the_grid() -> None:
+    facts = Facts(scale=1, receptive_field_px=3, exact_tiling=True, size_multiple=8)
+    lr, tops = picture(50, 20), []
+
+    def read(top: int, bottom: int) -> Tensor:
+        tops.append(top)
+        return lr[:, :, top:bottom]
+
+    rows = list(bands(lambda x: x, read, (50, 20), facts, 10, to_array))
+    assert [len(band) for band in rows] == [16, 16, 16, 2]
+    assert tops == [0, 8, 24, 40]
+    assert np.array_equal(np.concatenate(rows), to_array(lr))
 
 
 class Scarce:

@@ -185,6 +185,28 @@ def test_damaged_state_is_named(teacher: Path, tmp_path: Path) -> None:
         resume(tmp_path / "run", quiet=True)
 
 
+def test_a_new_method_trains_resumes_and_leaves_the_bare_student(
+    photos: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A toy with an extra layer, composed with logits: one line in the table is all it needs."""
+    monkeypatch.setitem(METHODS, "edge", MethodEntry("toy:Edge", "a toy", needs_groups=True))
+    changes = ["method.name=logits+edge", f"teacher.models=['{teacher}']", "train.iterations=4"]
+    recipe = recipe_for(photos, *changes, "train.save_every=2", "validate.every=0")
+    distill(recipe, tmp_path / "a", quiet=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "state" / "step_00000004.pt").unlink()
+    resume(tmp_path / "b", quiet=True)
+    assert same_result(tmp_path / "a", tmp_path / "b")
+    first, last = (
+        torch.load(p, weights_only=True)["method"] for p in Run(tmp_path / "a", recipe).states()
+    )
+    layer = "parts.edge.match.weight"
+    assert not torch.equal(first[layer], last[layer])  # the extra layer is trained,
+    assert tensors_of(tmp_path / "a").keys() == tensors_of(teacher).keys()  # and not kept
+    terms = Run(tmp_path / "a", recipe).log_records()[0]["terms"]
+    assert set(terms) == {"pixel", "logits", "edge.feature"}
+
+
 # -- one step ------------------------------------------------------------------------------------
 
 

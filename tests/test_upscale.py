@@ -99,6 +99,15 @@ def test_every_kind_of_array_keeps_its_channels(nearest: LoadedModel) -> None:
         assert upscale(rgba[..., :2], nearest).shape == (SCALE * H, SCALE * W, 2)
 
 
+def test_grey_output_is_the_luma_of_the_network(nearest: LoadedModel) -> None:
+    class Reddish(Nearest):
+        def forward(self, lr: Tensor) -> Tensor:
+            return super().forward(lr) * torch.tensor([1.0, 0.5, 0.25]).view(1, 3, 1, 1)
+
+    got = upscale(np.full((3, 3), 200, np.uint8), replace(nearest, network=Reddish()))
+    assert (got == round(200 * (0.299 + 0.587 / 2 + 0.114 / 4))).all()
+
+
 def test_float_tensors_and_arrays(nearest: LoadedModel) -> None:
     array = np.random.default_rng(0).random((H, W, 3)).astype(np.float32)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
@@ -158,6 +167,21 @@ def test_values_that_are_not_finite_are_an_error(nearest: LoadedModel, tmp_path:
     write_png(tmp_path / "x.png", noise(H, W, 3))
     with pytest.raises(CheckFailedError, match="not finite"):
         upscale_file(tmp_path / "x.png", tmp_path / "y.png", replace(nearest, network=Broken()))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path, nearest: LoadedModel) -> None:
+    class Interrupted(Nearest):
+        def forward(self, lr: Tensor) -> Tensor:
+            if lr.shape[-2] < 8:  # the last band
+                raise KeyboardInterrupt
+            return super().forward(lr)
+
+    write_png(tmp_path / "x.png", noise(H, W, 3))
+    with pytest.raises(KeyboardInterrupt):
+        upscale_file(
+            tmp_path / "x.png", tmp_path / "y.png", replace(nearest, network=Interrupted()), tile=8
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
 
 
@@ -470,9 +494,10 @@ for target in targets:
         assert (tmp_path / f"y{suffix}").read_bytes() == b"what was there"
 
 
-def test_memory_is_bounded(tmp_path: Path, folder: Path) -> None:
-    """The peak of a large picture over that of a small one, against one float32 copy of its output."""
-    h, w = 4096, 160
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """The peak of a large picture over that of a small one stays below even one uint8 copy of its output."""
+    h, w, scale = 4096, 96, 4
+    save_model(tmp_path / "x4", build("edsr_tiny", scale), {})
     rows = np.linspace(0, 255, h).astype(np.uint8)
     write_png(tmp_path / "large.png", np.broadcast_to(rows[:, None, None], (h, w, 3)))
     write_png(tmp_path / "small.png", np.zeros((256, w, 3), np.uint8))
@@ -484,10 +509,10 @@ for name in names:
     main([name, name + ".out.png", "--model", folder, "--tile", "64", "--quiet"])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
-    out = run_python(code, folder, tmp_path / "small.png", tmp_path / "large.png")
+    out = run_python(code, tmp_path / "x4", tmp_path / "small.png", tmp_path / "large.png")
     small, large = map(int, out.split())
-    assert read_picture(tmp_path / "large.png.out.png").size == (SCALE * h, SCALE * w)
-    assert large - small < SCALE * h * SCALE * w * 3 * 4 / 4
+    assert read_picture(tmp_path / "large.png.out.png").size == (scale * h, scale * w)
+    assert large - small < scale * h * scale * w * 3
 
 
 def test_help_is_instant_and_loads_no_torch() -> None:

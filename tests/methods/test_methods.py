@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -48,9 +47,7 @@ def test_scratch_by_hand() -> None:
 def test_logits_by_hand() -> None:
     # |0.5 - 0.25| = 0.25 and |0.5 - 0.375| = 0.125, each times its weight.
     method = make(plan("logits", {"logits_weight": 4}), nn.Identity(), (nn.Identity(),))
-    step = Step(
-        torch.zeros(1), torch.full((1, 3, 2, 2), 0.25), constant(0.5), (constant(0.375),)
-    )
+    step = Step(torch.zeros(1), torch.full((1, 3, 2, 2), 0.25), constant(0.5), (constant(0.375),))
     assert {k: v.item() for k, v in method.loss(step).items()} == {"pixel": 0.25, "logits": 0.5}
 
 
@@ -89,41 +86,9 @@ def test_weight_zero_asks_for_no_teacher_pass() -> None:
     assert set(method.loss(step)) == {"pixel"}
 
 
-# -- a toy method: its file (this class), its test, one line in the table -------------------------
-
-
-@dataclass(frozen=True)
-class EdgeConfig:
-    pixel_weight: float = 3.0
-    weight: float = 0.5
-
-
-class Edge(Method):
-    """Copies the teacher's body feature through a trained 1x1 convolution."""
-
-    Config = EdgeConfig
-
-    def __init__(self, config: EdgeConfig, student: nn.Module, teachers: tuple[nn.Module, ...]):
-        super().__init__(config, student, teachers)
-        self.match = nn.Conv2d(student.channels, teachers[0].channels, 1)
-
-    @property
-    def student_taps(self) -> tuple[str, ...]:
-        return ("body",)
-
-    @property
-    def teacher_taps(self) -> tuple[str, ...]:
-        return ("block1", "body")
-
-    def loss(self, step: Step) -> dict[str, torch.Tensor]:
-        c = self.config
-        gap = l1(self.match(step.student.taps["body"]), step.teacher.taps["body"])
-        return {"pixel": c.pixel_weight * l1(step.student.sr, step.hr), "feature": c.weight * gap}
-
-
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = MethodEntry(f"{__name__}:Edge", "a toy", needs_groups=True)
+    entry = MethodEntry("toy:Edge", "a toy", needs_groups=True)
     monkeypatch.setitem(METHODS, "edge", entry)
 
 

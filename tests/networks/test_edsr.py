@@ -77,7 +77,9 @@ def test_internal_range_and_mean():
     torch.testing.assert_close(network(lr)[0, :, 0, 0], torch.tensor(DIV2K_MEAN))
 
 
-@pytest.mark.parametrize(("scale", "tail"), [(2, "staged"), (3, "staged"), (4, "staged"), (2, "one_step")])
+@pytest.mark.parametrize(
+    ("scale", "tail"), [(2, "staged"), (3, "staged"), (4, "staged"), (2, "one_step")]
+)
 def test_receptive_field_is_exact(scale, tail):
     network = Edsr(EdsrConfig(scale, channels=4, blocks=2, tail=tail)).double().eval()
     for parameter in network.parameters():

@@ -11,10 +11,22 @@ from srkd.networks import FAMILIES, ZOO, build, build_family, zoo_name
 
 SMALL = {
     "edsr": {"scale": 2, "channels": 8, "blocks": 3},
-    "edsr one step": {"scale": 3, "channels": 8, "blocks": 2, "mean_shift": False, "tail": "one_step"},
+    "edsr one step": {
+        "scale": 3,
+        "channels": 8,
+        "blocks": 2,
+        "mean_shift": False,
+        "tail": "one_step",
+    },
     "rcan": {"scale": 4, "channels": 16, "blocks": 2, "group_count": 2},
     "swinir": {"scale": 3, "channels": 12, "depths": (2, 2), "heads": 2, "window": 4},
-    "swinir one step": {"scale": 2, "channels": 12, "depths": (1, 2), "heads": 2, "tail": "one_step"},
+    "swinir one step": {
+        "scale": 2,
+        "channels": 12,
+        "depths": (1, 2),
+        "heads": 2,
+        "tail": "one_step",
+    },
 }
 
 
@@ -89,7 +101,9 @@ def test_model_json_arguments_rebuild_the_network(name):
 
 def modules(network: torch.nn.Module) -> list[str]:
     """Keys without .weight and .bias, in order, each once."""
-    return list(dict.fromkeys(k.removesuffix(".weight").removesuffix(".bias") for k in network.state_dict()))
+    return list(
+        dict.fromkeys(k.removesuffix(".weight").removesuffix(".bias") for k in network.state_dict())
+    )
 
 
 def test_keys_of_edsr_stay():
@@ -151,7 +165,10 @@ def test_keys_of_swinir_stay():
         (lambda: build("edsr_mlperf_f64b5", 4), "exists at x2, not x4"),
         (lambda: build_family("edrs", {}), "unknown network family 'edrs'; did you mean 'edsr'"),
         (lambda: build_family("edsr", {"block": 3}), "takes no 'block'; did you mean 'blocks'"),
-        (lambda: build_family("edsr", {"scale": 5, "channels": 4, "blocks": 1}), "scale 5 is not supported"),
+        (
+            lambda: build_family("edsr", {"scale": 5, "channels": 4, "blocks": 1}),
+            "scale 5 is not supported",
+        ),
         (lambda: small("edsr").position("block9"), "no tap 'block9'; did you mean"),
     ],
 )

@@ -1,0 +1,69 @@
+"""Small networks exported once for all tests of deploy/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from deploy.graph import Graph, export_graph
+from deploy.photographs import load_photographs
+from srkd.models import load_model, save_model
+from srkd.networks import build, build_family
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploy.inputs import Photo
+    from srkd.loaded import LoadedModel
+
+# Small, and each unlike the others: staged tail, global pooling, one-step tail without mean shift, windows.
+NETWORKS = {
+    "edsr_tiny": lambda: build("edsr_tiny", 2),
+    "rcan_a": lambda: build("rcan_a", 3),
+    "edsr_mlperf": lambda: build("edsr_mlperf_f32b5", 2),
+    "swinir_small": lambda: build_family("swinir", {"scale": 2, "channels": 12, "depths": (2,)}),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    model: LoadedModel
+    graph: Graph
+
+
+@pytest.fixture(scope="session")
+def run_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders of untrained networks, by name."""
+    folders = {}
+    for name, make in NETWORKS.items():
+        torch.manual_seed(1)
+        folders[name] = tmp_path_factory.mktemp("runs") / name
+        save_model(folders[name], make(), {})
+    return folders
+
+
+@pytest.fixture(scope="session")
+def exported(run_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> _Exports:
+    """`exported("rcan_a")` is the network and its graph, made at the first call."""
+    return _Exports(run_folders, tmp_path_factory.mktemp("graphs"))
+
+
+class _Exports:
+    def __init__(self, folders: dict[str, Path], out: Path) -> None:
+        self.folders, self.out, self.made = folders, out, {}
+
+    def __call__(self, name: str) -> Exported:
+        if name not in self.made:
+            model = load_model(self.folders[name])
+            graph = export_graph(model, self.out / f"{name}.onnx")
+            self.made[name] = Exported(model, graph)
+        return self.made[name]
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[int, list[Photo]]:
+    """Eight built-in photographs by scale."""
+    return {scale: load_photographs("builtin", scale) for scale in (2, 3)}
