@@ -1,9 +1,4 @@
-"""What a network costs: parameters, multiply-adds, memory, receptive field.
-
-python scripts/cost.py edsr --scale 4
-python scripts/cost.py runs/x --size 720x1280
-python scripts/cost.py rcan_c --rule mkd --size 512x512 --json
-"""
+"""Parameters, multiply-adds, memory and receptive field of a network."""
 
 from __future__ import annotations
 
@@ -20,9 +15,21 @@ if TYPE_CHECKING:
     from srkd.models import LoadedModel
 
 
+EXAMPLES = """\
+examples:
+  python scripts/cost.py edsr --scale 4
+  python scripts/cost.py runs/mine --size 720x1280
+  python scripts/cost.py rcan_c --rule mkd --size 512x512 --json
+"""
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    about = "Parameters, multiply-adds, memory and receptive field of a network."
-    parser = argparse.ArgumentParser(description=about)
+    parser = argparse.ArgumentParser(
+        prog="cost.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "model", metavar="NETWORK_OR_MODEL", help="name of the zoo, run folder or weights file"
     )

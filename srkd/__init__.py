@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from srkd.version import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from srkd.recipe import Recipe
     from srkd.train import Result
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "distill", "load_model", "upscale"]
 
 

@@ -42,7 +42,7 @@ def taps(network: str, scale: int | None) -> dict[str, dict[str, str]]:
     entry = zoo_entry(network)
     with torch.device("meta"):
         built = build_family(entry.family, {**entry.arguments, "scale": scale or entry.scales[-1]})
-    return {tap: {"channels": str(built.channels)} for tap in built.tap_names}
+    return {tap: {"channels": f"{built.channels} channels"} for tap in built.tap_names}
 
 
 def show(rows: dict[str, Any], as_json: bool) -> int:

@@ -103,13 +103,11 @@ class Recipe:
         return tomli_w.dumps(self.to_dict())
 
     def summary(self) -> str:
-        """Every value, with the ones that differ from the defaults marked."""
+        """The values that differ from the defaults, one line each."""
         usual = _flat(Recipe(method=plan(self.method.name, {})).to_dict())
-        lines = []
-        for key, value in _flat(self.to_dict()).items():
-            mark = " " if usual.get(key) == value else "*"
-            lines.append(f"{mark} {key} = {value!r}")
-        return "\n".join(lines)
+        changed = {k: v for k, v in _flat(self.to_dict()).items() if usual.get(k) != v}
+        lines = [f"  {key} = {value!r}" for key, value in changed.items()]
+        return "\n".join([f"recipe: method {self.method.name}; not the defaults:", *lines])
 
     def differences(self, other: Recipe) -> list[str]:
         """Lines `key: mine -> other's` for every value that differs."""

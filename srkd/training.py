@@ -315,7 +315,7 @@ def describe(
     """What model.json says about the training of a network; no paths of this machine."""
     import platform
 
-    from srkd import __version__
+    from srkd.version import __version__
 
     t, recipe = training, training.recipe
     return {

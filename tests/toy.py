@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from srkd.methods.base import Method, l1
-from srkd.types import Step
+
+if TYPE_CHECKING:
+    from srkd.types import Step
 
 
 @dataclass(frozen=True)

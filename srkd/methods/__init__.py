@@ -32,7 +32,7 @@ class MethodEntry:
 
 
 METHODS: dict[str, MethodEntry] = {
-    "scratch": MethodEntry("srkd.methods.scratch:Scratch", "no teacher", teachers=(0, 0)),
+    "scratch": MethodEntry("srkd.methods.scratch:Scratch", "the baseline", teachers=(0, 0)),
     "logits": MethodEntry("srkd.methods.logits:Logits", "Hinton et al. 2015, arXiv 1503.02531"),
 }
 

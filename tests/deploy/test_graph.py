@@ -89,7 +89,7 @@ def test_export_is_reproducible_and_leaves_the_network_alone(
 
 def test_wrong_shuffle_order_is_refused(exported: _Exports) -> None:
     proto = onnx.load(exported("edsr_tiny").graph.path)
-    with pytest.raises(CheckFailedError, match="2 pixel shuffles.*CRD"):
+    with pytest.raises(CheckFailedError, match=r"2 pixel shuffles.*CRD"):
         check_graph(proto, scale=2, shuffles=2)
     (node,) = [n for n in proto.graph.node if n.op_type == "DepthToSpace"]
     next(a for a in node.attribute if a.name == "mode").s = b"DCR"

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from deploy.inputs import Photo
 
 PLAIN = Facts(scale=2, receptive_field_px=5, exact_tiling=True)
-WINDOWED = Facts(
-    scale=2, receptive_field_px=30, exact_tiling=True, size_multiple=8, minimum_px=5
-)
+WINDOWED = Facts(scale=2, receptive_field_px=30, exact_tiling=True, size_multiple=8, minimum_px=5)
 
 
 def test_parse_sizes() -> None:
@@ -42,7 +40,7 @@ def test_parse_sizes() -> None:
 
 @pytest.mark.parametrize("text", ["", "64", "64x64:32x32", "1x2x3:4x5:6x7", "axb"])
 def test_unreadable_sizes_are_refused_with_an_example(text: str) -> None:
-    with pytest.raises(SrkdError, match="MIN:OPT:MAX.*--size 16x16:64x64:512x512"):
+    with pytest.raises(SrkdError, match=r"MIN:OPT:MAX.*--size 16x16:64x64:512x512"):
         parse_sizes(text)
 
 

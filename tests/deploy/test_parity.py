@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +15,13 @@ import srkd.tiling
 from deploy import parity
 from deploy.difference import difference
 from deploy.engines import OrtEngine, TorchEngine
+from deploy.graph import Graph, export_graph
 from deploy.inputs import build_inputs
 from deploy.parity import Gate, judge, read_gates, verify
 from deploy.report import render, worst_picture
 from deploy.sizes import DEFAULT_SIZES, parse_sizes
 from srkd.errors import SrkdError
-from srkd.loaded import LoadedModel
+from srkd.models import load_model, shipped_models
 from srkd.networks import build_family
 
 if TYPE_CHECKING:
@@ -29,10 +30,18 @@ if TYPE_CHECKING:
 
     from deploy.inputs import Photo
     from deploy.parity import Parity
-    from tests.deploy.conftest import Exported, _Exports
+    from srkd.loaded import LoadedModel
+    from srkd.networks.base import Network
+    from tests.deploy.conftest import _Exports
 
 SMALL = parse_sizes("16x16:40x44:64x64")
 Photos = dict[int, list["Photo"]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    model: LoadedModel
+    graph: Graph
 
 
 def check(
@@ -105,7 +114,9 @@ def wrong_shuffle(proto: onnx.ModelProto) -> None:
 
 
 def baked_size(proto: onnx.ModelProto) -> None:
-    for dim, size in zip(proto.graph.input[0].type.tensor_type.shape.dim, (1, 3, 40, 44), strict=True):
+    for dim, size in zip(
+        proto.graph.input[0].type.tensor_type.shape.dim, (1, 3, 40, 44), strict=True
+    ):
         dim.dim_value = size
 
 
@@ -184,7 +195,7 @@ def test_an_engine_that_depends_on_the_shape_fails_e4(
     assert parity.check_shapes(sound, liar, photos, gate).status == "FAIL"
 
 
-def far_sighted() -> LoadedModel:
+def far_sighted() -> Network:
     """A network whose output depends strongly on the very edge of its receptive field.
 
     Random weights fade towards that edge; here every 3x3 kernel is a shift by one pixel, so the output is
@@ -192,27 +203,21 @@ def far_sighted() -> LoadedModel:
     """
     network = build_family("edsr", {"scale": 2, "channels": 3, "blocks": 1, "mean_shift": False})
     with torch.no_grad():
-        for name, value in network.named_parameters():
+        for value in network.parameters():
             value.zero_()
             if value.ndim == 4:
                 for i in range(value.shape[0]):
                     value[i, i * 3 // value.shape[0], 2, 2] = 1.0
-            assert name
-    return LoadedModel(network.eval(), "far", weights_of(network), network.facts)
-
-
-def weights_of(network: torch.nn.Module) -> Any:
-    return None  # no file: the torch engine itself is checked
+    return network.eval()
 
 
 def test_halo_off_by_one_fails_e5(photographs: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = far_sighted()
-    engine = TorchEngine(model.network, 2)
-    photos = photographs[2]
-    inputs = build_inputs(photos, SMALL, model.facts)
+    network, photos = far_sighted(), photographs[2]
+    engine = TorchEngine(network, 2)
+    inputs = build_inputs(photos, SMALL, network.facts)
 
     def verdict() -> tuple[Any, ...]:
-        found = verify(engine, engine, model.facts, inputs, photos)
+        found = verify(engine, engine, network.facts, inputs, photos)
         return found.verdict, found.blame, found.edge("E4").status
 
     assert verdict() == ("PASS", None, "PASS")
@@ -229,6 +234,33 @@ def test_tiles_without_halo_show_a_seam(
     found = check(made, photographs[3])
     assert (found.verdict, found.blame) == ("FAIL", "E5")
     assert "seam score" in found.edge("E5").reason
+
+
+# --- trained networks -----------------------------------------------------------------------------
+
+
+def test_one_weight_of_a_trained_network(
+    shared_data: Path, photographs: Photos, tmp_path: Path
+) -> None:
+    """The weight of median size in any layer, off by 1 %, never passes; the network itself does."""
+    model = load_model(shared_data / "weights" / "edsr_f32b5_x2_mlperf.safetensors")
+    made = Exported(model, export_graph(model, tmp_path / "sound.onnx"))
+    found = check(made, photographs[2])
+    assert found.verdict == "PASS"
+    assert found.task is not None and found.task.torch_db > 30 and abs(found.task.delta_db) < 1e-3
+    for name in ("head.conv.weight", "groups.0.conv2.weight", "tail.conv.weight"):
+        path = edit(made, tmp_path, edit_weight(name, one_per_cent))
+        assert check(made, photographs[2], path).verdict == "FAIL", name
+
+
+def test_a_trained_network_with_channel_attention_tiles_well(photographs: Photos) -> None:
+    if "rcan_c_x4" not in shipped_models():
+        pytest.skip("weights/rcan_c_x4 is not there; train it with scripts/distill.py")
+    model = load_model("rcan_c_x4")
+    engine = TorchEngine(model.network, 4)
+    found = parity.check_tiles(engine, model.facts, photographs[2], read_gates())
+    assert found.status == "PASS"
+    assert found.numbers is not None and found.numbers.psnr_db > 60
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -299,9 +331,7 @@ def test_gates_file_is_complete_and_ordered(tmp_path: Path) -> None:
         read_gates(broken)
 
 
-def test_report_shows_the_failure(
-    exported: _Exports, photographs: Photos, tmp_path: Path
-) -> None:
+def test_report_shows_the_failure(exported: _Exports, photographs: Photos, tmp_path: Path) -> None:
     made = exported("edsr_tiny")
     found = check(made, photographs[2], edit(made, tmp_path, wrong_shuffle))
     assert found.worst is not None
