@@ -30,7 +30,7 @@ def load_photographs(data: str | Path, scale: int) -> list[Photo]:
     step = max(1.0, len(found) / PHOTOGRAPHS)
     chosen = [found.readers[int(i * step)]() for i in range(min(len(found), PHOTOGRAPHS))]
     photos = [Photo(image.name, _batch(image.lr), _batch(image.hr)) for image in chosen]
-    if str(data) == BUILTIN:
+    if str(data).lower() == BUILTIN:
         photos += islice(_training_photographs(scale), PHOTOGRAPHS - len(photos))
     return photos
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import subprocess
 import sys
@@ -31,7 +30,6 @@ from srkd.images import (
     write_held,
     write_png,
 )
-from srkd.png import PngWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,22 +106,6 @@ def test_png_round_trip_keeps_every_bit(tmp_path: Path, channels: int, dtype: ty
     for i in range(3):
         plane = colour if colour.ndim == 2 else colour[..., min(i, colour.shape[2] - 1)]
         assert np.array_equal(got.rgb[..., i], plane)
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
-def test_our_8_bit_png_is_read_by_pillow(tmp_path: Path, channels: int, mode: str) -> None:
-    pixels = noise(channels)
-    write_png(tmp_path / "x.png", pixels)
-    with Image.open(tmp_path / "x.png") as image:
-        assert image.mode == mode
-        assert np.array_equal(np.asarray(image), pixels)
-
-
-def test_our_16_bit_grey_png_is_read_by_pillow(tmp_path: Path) -> None:
-    pixels = noise(1, np.uint16)
-    write_png(tmp_path / "x.png", pixels)
-    with Image.open(tmp_path / "x.png") as image:
-        assert np.array_equal(np.asarray(image), pixels)
 
 
 @pytest.mark.parametrize(("channels", "colour"), [(2, 4), (3, 2), (4, 6)])
@@ -516,35 +498,7 @@ def test_flatten_on_white() -> None:
     assert flatten_on_white(pixels).tolist() == want
 
 
-# --- the streaming writer -------------------------------------------------------------------------
-
-
-def test_png_in_bands_equals_png_at_once() -> None:
-    pixels = np.random.default_rng(0).integers(0, 65536, (50, 40, 4), dtype=np.uint16)
-    files = []
-    for steps in ([50], [1, 30, 0, 19]):
-        file, at = io.BytesIO(), 0
-        with PngWriter(file, 40, 50, 4, 16) as writer:
-            for n in steps:
-                writer.write(pixels[at : at + n])
-                at += n
-        files.append(file.getvalue())
-    assert files[0] == files[1]
-
-
-def test_png_of_several_chunks_is_read_back(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (1000, 900, 3), dtype=np.uint8)
-    write_png(tmp_path / "x.png", pixels)
-    assert (tmp_path / "x.png").read_bytes().count(b"IDAT") > 2
-    assert np.array_equal(read_rgb8(tmp_path / "x.png"), pixels)
-
-
-def test_png_with_missing_rows_is_our_bug() -> None:
-    with (
-        pytest.raises(AssertionError, match="3 rows are missing"),
-        PngWriter(io.BytesIO(), 4, 5, 1) as writer,
-    ):
-        writer.write(np.zeros((2, 4), np.uint8))
+# --- formats that are held in memory --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
