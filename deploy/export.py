@@ -148,13 +148,17 @@ def export(
     if records or (folder / REPORT_FILE).is_file():
         _write_report(folder, records)
     graph = export_graph(loaded, file)
+    settings = {**kind.settings, "threads": threads}
+    try:
+        rebuild = _rebuild_command(loaded, engine, precision, sizes, folder, data, threads)
+        sidecar = _describe(loaded, graph, engine, precision, sizes, settings, rebuild)
+        write_sidecar(file, sidecar)
+    except BaseException:
+        file.unlink(missing_ok=True)  # a graph without a sidecar is no export
+        raise
     told = f"opset {graph.opset}, {graph.nodes} nodes, checked, dynamic batch, height, width"
     stages.done("onnx", told)
 
-    settings = {**kind.settings, "threads": threads}
-    rebuild = _rebuild_command(loaded, engine, precision, sizes, folder, data, threads)
-    sidecar = _describe(loaded, graph, engine, precision, sizes, settings, rebuild)
-    write_sidecar(file, sidecar)
     if not parity:
         stages.done("engine", "not opened (--no-parity)")
         stages.done("verify", "UNVERIFIED: not run (--no-parity)")

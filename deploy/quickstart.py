@@ -17,13 +17,13 @@ import torch
 
 from deploy.engines import require_engine
 from deploy.export import export
+from srkd.console import INTERRUPTED
 from srkd.data.sets import open_set
-from srkd.files import write_json, write_text
+from srkd.files import plain, write_json, write_text
 from srkd.images import to_tensor
 from srkd.infer import upscale
 from srkd.models import load_model
 from srkd.progress import duration
-from srkd.recipe import load_recipe
 from srkd.report import busiest, markdown_table, print_table, save_strips
 from srkd.train import INTERRUPTED_HINT, distill
 
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
     from srkd.models import LoadedModel
     from srkd.recipe import Recipe
 
-RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.toml"
 CROP_PX = 112
 TIMED_RUNS = 5
 
 
 def quickstart(
+    recipe: Recipe,
     out: Path | None = None,
     *,
-    recipe: Recipe | None = None,
+    device: str = "auto",
     overwrite: bool = False,
     as_json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Run it all into `out` (default runs/quickstart, replaced); returns the exit code.
 
-    `recipe` replaces recipes/quickstart.toml; it needs one teacher and `with_baseline`.
+    `recipe` is recipes/quickstart.toml, or one with one teacher and `with_baseline` like it.
     """
     require_engine("onnx")
     folder = out or Path("runs/quickstart")
     start = time.monotonic()
-    r = recipe or load_recipe(RECIPE)
+    r = recipe
     if not quiet:
         say = f"quick start: {r.teacher.models[0]} teaches {r.student.network} at x{r.student.scale}, "
         say += (
@@ -61,10 +61,12 @@ def quickstart(
         )
         print(say, file=sys.stderr)
     # The default folder belongs to the quick start; one that the user named is replaced on demand only.
-    result = distill(r, folder, overwrite=overwrite or out is None, quiet=quiet)
+    result = distill(r, folder, device=device, overwrite=overwrite or out is None, quiet=quiet)
     if result.interrupted:
+        if as_json:
+            print(json.dumps(plain(result.to_dict())))
         print(INTERRUPTED_HINT.format(folder=result.folder), file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
     scale = r.student.scale
     models: dict[str, LoadedModel | None] = {
@@ -101,7 +103,7 @@ def quickstart(
     write_json(folder / "quickstart.json", summary)
     write_text(folder / "quickstart.md", markdown_table(result.rows))
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps(plain(summary)))
     else:
         print_table(result.rows)
         print(verdict(result.rows))

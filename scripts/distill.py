@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+QUICK_START = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.toml"
 EXAMPLES = """\
 examples:
   python scripts/distill.py
@@ -90,7 +91,11 @@ def overrides(args: argparse.Namespace) -> list[str]:
         "seed": args.seed,
         "with_baseline": args.with_baseline or None,
     }
-    given = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    given = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in named.items()
+        if value is not None
+    ]
     return [*args.set, *given]
 
 
@@ -105,22 +110,29 @@ def main(argv: list[str] | None = None) -> int:
     if args.list_taps:
         return listing.show(listing.taps(args.list_taps, args.scale), args.json)
 
-    changes = overrides(args)
-    if args.recipe is None and args.resume is None and not changes and not args.dry_run:
-        from deploy.quickstart import quickstart
-
-        return quickstart(args.out, overwrite=args.overwrite, as_json=args.json, quiet=args.quiet)
-
     from srkd.recipe import load_recipe
 
+    changes = overrides(args)
     if args.resume is not None:
         return resume(args, changes)
-    recipe = load_recipe(args.recipe, changes)
+    quick = is_quick_start(args)
+    recipe = load_recipe(QUICK_START if quick else args.recipe, changes)
     if args.dry_run:
         from srkd.dryrun import dry_run
 
         return listing.show(dry_run(recipe, args.device), args.json)
 
+    if quick:
+        from deploy.quickstart import quickstart
+
+        return quickstart(
+            recipe,
+            args.out,
+            device=args.device,
+            overwrite=args.overwrite,
+            as_json=args.json,
+            quiet=args.quiet,
+        )
     from srkd.train import distill
 
     out = args.out or Path("runs") / default_name(args, recipe)
@@ -128,6 +140,12 @@ def main(argv: list[str] | None = None) -> int:
         print(recipe.summary(), file=sys.stderr)
     result = distill(recipe, out, device=args.device, overwrite=args.overwrite, quiet=args.quiet)
     return finish(result, args.json)
+
+
+def is_quick_start(args: argparse.Namespace) -> bool:
+    """Nothing says what to train: the quick start, whose seed, length and precision may be set."""
+    what = (args.recipe, args.method, args.student, args.scale, args.data, args.lr_data)
+    return not any(what) and not (args.set or args.teacher or args.validate)
 
 
 def default_name(args: argparse.Namespace, recipe: object) -> str:
@@ -146,6 +164,8 @@ def resume(args: argparse.Namespace, changes: list[str]) -> int:
     from srkd.train import resume
 
     saved = args.resume / "recipe.toml"
+    if args.dry_run or args.overwrite:
+        raise SrkdError("--resume continues a run; drop --dry-run and --overwrite.")
     if args.recipe is not None or args.out is not None:
         raise SrkdError("--resume RUN takes its recipe and folder from RUN; drop RECIPE and --out.")
     if saved.is_file() and changes:
@@ -161,12 +181,13 @@ def resume(args: argparse.Namespace, changes: list[str]) -> int:
 
 def finish(result: object, as_json: bool) -> int:
     from srkd.console import INTERRUPTED
+    from srkd.files import plain
     from srkd.report import print_table
     from srkd.train import INTERRUPTED_HINT, Result
 
     assert isinstance(result, Result)
     if as_json:
-        print(json.dumps(result.to_dict()))
+        print(json.dumps(plain(result.to_dict())))
     elif result.interrupted:
         print(INTERRUPTED_HINT.format(folder=result.folder))
     else:

@@ -15,6 +15,8 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise SrkdError(f"unknown device '{name}'; use cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise SrkdError(f"device '{name}' is not supported; use cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MissingError(
             f"device '{name}' was asked for, but this machine has no CUDA device that torch "

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from srkd.data.folders import list_pairs
-from srkd.data.sets import open_set
+from srkd.errors import SrkdError
+from srkd.images import picture_size
+from srkd.inputs import open_validation
 from srkd.progress import duration
-from srkd.training import prepare, train_step
+from srkd.training import memory_advice, prepare, train_step
 
 if TYPE_CHECKING:
     from srkd.recipe import Recipe
@@ -28,14 +30,15 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     """
     training = prepare(recipe, device)
     batch, patch, scale = recipe.train.batch, recipe.data.patch, recipe.student.scale
-    images, sets = check_data(recipe)
+    images, sets = check_data(recipe, training.student.facts.minimum_px)
 
     random = torch.Generator().manual_seed(recipe.seed)
     lr = torch.randint(256, (batch, 3, patch, patch), generator=random, dtype=torch.uint8)
     size = (batch, 3, scale * patch, scale * patch)
     hr = torch.randint(256, size, generator=random, dtype=torch.uint8)
     cuda = training.device.type == "cuda"
-    train_step(training, lr, hr)  # warm-up: kernels are chosen and buffers made
+    with memory_advice(recipe):
+        train_step(training, lr, hr)  # warm-up: kernels are chosen and buffers made
     if cuda:
         torch.cuda.synchronize(training.device)
     start = time.perf_counter()
@@ -69,15 +72,22 @@ def _count(network: torch.nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def check_data(recipe: Recipe) -> tuple[int, list[str]]:
+def check_data(recipe: Recipe, minimum_px: int) -> tuple[int, list[str]]:
     """Number of training images and a line per validation set; missing or odd folders are refused."""
     d, scale = recipe.data, recipe.student.scale
     if d.train == "builtin":
         from srkd.data.builtin import training_images
 
-        images = len(training_images())
+        sizes = {name: image.shape[:2] for name, image in training_images()}
     else:
         lr = Path(os.path.expandvars(d.lr)) if d.lr else None
-        images = len(list_pairs(Path(os.path.expandvars(d.train)), lr, scale))
-    opened = [open_set(os.path.expandvars(spec), scale) for spec in recipe.validate.sets]
-    return images, [f"{s.name} ({len(s)} images)" for s in opened]
+        pairs = list_pairs(Path(os.path.expandvars(d.train)), lr, scale)
+        sizes = {pair.name: picture_size(pair.hr) for pair in pairs}
+    for name, (height, width) in sizes.items():
+        if min(height, width) // scale < d.patch:
+            raise SrkdError(
+                f"training image {name} is {width}x{height} px, smaller than a crop of "
+                f"{d.patch * scale}; leave it out or lower data.patch."
+            )
+    opened = open_validation(recipe, minimum_px)
+    return len(sizes), [f"{s.name} ({len(s)} images)" for s in opened]

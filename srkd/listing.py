@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from srkd.methods import METHODS
-from srkd.networks import ZOO, build_family, zoo_entry
+from srkd.networks import ZOO, build, zoo_entry
 
 
 def methods() -> dict[str, dict[str, str]]:
@@ -39,9 +39,8 @@ def taps(network: str, scale: int | None) -> dict[str, dict[str, str]]:
     """Tap -> size of the feature there."""
     import torch
 
-    entry = zoo_entry(network)
     with torch.device("meta"):
-        built = build_family(entry.family, {**entry.arguments, "scale": scale or entry.scales[-1]})
+        built = build(network, scale or zoo_entry(network).scales[-1])
     return {tap: {"channels": f"{built.channels} channels"} for tap in built.tap_names}
 
 

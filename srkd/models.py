@@ -84,7 +84,16 @@ def _load_folder(folder: Path) -> LoadedModel:
         )
     try:
         network = build_family(info["family"], info["arguments"])
-    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if info["scale"] != network.scale or not info["arguments"].get("rgb_range", 1) > 0:
+            raise ValueError("its scale or range contradicts its arguments")
+    except (
+        LookupError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise SrkdError(
             f"{description} is damaged ({error}); restore it or train again."
         ) from error

@@ -66,6 +66,7 @@ class TrainingLine(StatusLine):
         super().__init__(quiet=quiet)
         self.title, self.iterations = title, iterations
         self.psnr = ""
+        self._first = True
 
     def __enter__(self) -> TrainingLine:
         return self
@@ -87,7 +88,8 @@ class TrainingLine(StatusLine):
         """`data_wait` is the share of time spent waiting for data; above 5 % it says what helps."""
         left = (self.iterations - step) / steps_per_s if steps_per_s else 0.0
         wait = f"data {100 * data_wait:.0f} %"
-        if data_wait > 0.05:
+        first, self._first = self._first, False  # the first lap also waits for the first batch
+        if data_wait > 0.05 and not first:
             wait += " (is the cache on a slow or busy disk? see data.cache)"
         parts = [
             f"{self.title} step {step}/{self.iterations}",

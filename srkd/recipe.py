@@ -6,6 +6,7 @@ saves: every value resolved, enough to repeat the run.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -107,7 +108,8 @@ class Recipe:
         usual = _flat(Recipe(method=plan(self.method.name, {})).to_dict())
         changed = {k: v for k, v in _flat(self.to_dict()).items() if usual.get(k) != v}
         lines = [f"  {key} = {value!r}" for key, value in changed.items()]
-        return "\n".join([f"recipe: method {self.method.name}; not the defaults:", *lines])
+        head = f"method {self.method.name}, student {self.student.network} x{self.student.scale}"
+        return "\n".join([head, *lines])
 
     def differences(self, other: Recipe) -> list[str]:
         """Lines `key: mine -> other's` for every value that differs."""
@@ -238,6 +240,19 @@ def _check(recipe: Recipe) -> None:
     for key, value in positive.items():
         if value <= 0:
             raise SrkdError(f"{key} = {value}, but it must be above 0.")
+    floats = {f"train.{f.name}": getattr(t, f.name) for f in fields(t)}
+    for key, value in floats.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SrkdError(f"{key} = {value}, but a finite number is needed.")
+    at_least_0 = {
+        "train.warmup": t.warmup,
+        "train.gamma": t.gamma,
+        "train.final_learning_rate": t.final_learning_rate,
+        "validate.every": recipe.validate.every,
+    }
+    for key, value in at_least_0.items():
+        if value < 0:
+            raise SrkdError(f"{key} = {value}, but it must be 0 or above.")
     if t.batch % t.accumulate:
         raise SrkdError(
             f"train.batch = {t.batch} cannot be split in train.accumulate = {t.accumulate} equal parts; "
@@ -249,5 +264,5 @@ def _check(recipe: Recipe) -> None:
         )
     if len(t.betas) != 2 or not all(0 <= b < 1 for b in t.betas):
         raise SrkdError(f"train.betas = {t.betas}, but two numbers in [0, 1) are needed.")
-    if recipe.seed < 0:
-        raise SrkdError(f"seed = {recipe.seed}, but it must be 0 or above.")
+    if not 0 <= recipe.seed < 2**63:
+        raise SrkdError(f"seed = {recipe.seed}, but it must be 0 or above, and below 2^63.")

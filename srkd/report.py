@@ -29,11 +29,15 @@ ENLARGE = 2
 
 
 def write_report(
-    run: Run, teachers: Sequence[LoadedModel], sets: Sequence[EvaluationSet], baseline: Path | None
+    run: Run,
+    teachers: Sequence[LoadedModel],
+    sets: Sequence[EvaluationSet],
+    scores: dict[str, dict[str, float]],
+    baseline: Path | None,
 ) -> list[dict[str, Any]]:
     """Score everything that belongs in the table, write report.md, and return the table's rows.
 
-    A row: {"name", "parameters", "scores": {set: {"psnr_y", "ssim_y"}}}. The student is read back from
+    `scores` are the student's, measured a moment ago on these sets. A row: {"name", "parameters", "scores": {set: {"psnr_y", "ssim_y"}}}. The student is read back from
     the file that the run leaves, so the report speaks of that file.
     """
     student = load_model(run.folder)
@@ -48,20 +52,16 @@ def write_report(
         rows.append(_row("student, from scratch", load_model(baseline), sets))
     distilled = run.recipe.method.name != "scratch"
     name = f"student, {run.recipe.method.name}" if distilled else "student, from scratch"
-    rows.append(_row(name, student, sets))
+    count = student.info["parameters"]
+    rows.append({"name": name, "parameters": count, "scores": scores})
     rows += [_row(f"teacher {teacher.name}", teacher, sets) for teacher in teachers]
     write_text(run.folder / "report.md", _markdown(run, student, rows, sets))
     return rows
 
 
 def _row(name: str, model: LoadedModel, sets: Sequence[EvaluationSet]) -> dict[str, Any]:
-    known = model.info.get("scores", {}) if model.info.get("protocol") == "paper-y" else {}
-    device = next(model.network.parameters()).device
-    scores = {}
-    for s in sets:
-        # A run measured its own sets when it ended; anything else is measured now.
-        scores[s.name] = known.get(s.name) or _plain(score(model.network, s, device=device))
     count = sum(p.numel() for p in model.network.parameters())
+    scores = {s.name: _plain(score(model.network, s)) for s in sets}
     return {"name": name, "parameters": count, "scores": scores}
 
 
@@ -101,14 +101,15 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 def print_table(rows: list[dict[str, Any]]) -> None:
     """The table on stdout."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     header, cells = table(rows)
-    shown = Table(*header)
+    shown = Table(*(escape(title) for title in header))  # names are no markup
     for column in shown.columns[1:]:
         column.justify = "right"
     for line in cells:
-        shown.add_row(*line)
+        shown.add_row(*(escape(cell) for cell in line))
     # A pipe has no width: rich would cut the columns to 80 characters.
     (Console() if sys.stdout.isatty() else Console(width=240)).print(shown)
 

@@ -13,15 +13,18 @@ import fcntl
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srkd.errors import SrkdError
-from srkd.files import replacing, write_text
+from srkd.files import plain, replacing, write_text
 from srkd.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from torch.utils.tensorboard import SummaryWriter
 
 STATE_FORMAT = 1
 KEEP_STATES = 2
@@ -35,19 +38,30 @@ class Run:
         self.recipe = recipe
         self._lock: int | None = None
 
+    @staticmethod
+    def check(folder: Path, *, overwrite: bool = False) -> None:
+        """Refuse a folder that cannot become a run: somebody else's, or a run that is not to be lost."""
+        if not folder.exists():
+            return
+        # What a process that was killed at once leaves is nothing.
+        contents = (
+            [p for p in folder.iterdir() if p.name != ".lock" and ".part" not in p.name]
+            if folder.is_dir()
+            else None
+        )
+        is_run = contents is not None and (folder / "recipe.toml").is_file()
+        if contents is None or (contents and not is_run):
+            raise SrkdError(f"{folder} exists and is no run folder; choose another --out.")
+        if is_run and not overwrite:
+            raise SrkdError(
+                f"{folder} already holds a run; continue it with --resume {folder}, replace it "
+                "with --overwrite, or choose another --out."
+            )
+
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Self:
         """Make a new run folder; an existing one is refused unless `overwrite`."""
-        if folder.exists():
-            contents = list(folder.iterdir()) if folder.is_dir() else None
-            is_run = contents is not None and (folder / "recipe.toml").is_file()
-            if contents is None or (contents and not is_run):
-                raise SrkdError(f"{folder} exists and is no run folder; choose another --out.")
-            if is_run and not overwrite:
-                raise SrkdError(
-                    f"{folder} already holds a run; continue it with --resume {folder}, replace it "
-                    "with --overwrite, or choose another --out."
-                )
+        cls.check(folder, overwrite=overwrite)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -108,30 +122,25 @@ class Run:
 
     def save_state(self, state: dict[str, Any], *, best: bool = False) -> Path:
         """Write the state of `state["step"]` completed steps; keep the last two and the best."""
-        path = self.folder / "state" / f"step_{state['step']:08d}.pt"
-        self._save(path, state)
-        if best:
-            self._save(self.folder / "state" / "best.pt", state)
-        for old in self.states()[:-KEEP_STATES]:
-            old.unlink(missing_ok=True)
-        return path
-
-    @staticmethod
-    def _save(path: Path, state: dict[str, Any]) -> None:
         import io
 
         import torch
 
+        path = self.folder / "state" / f"step_{state['step']:08d}.pt"
         # Through memory: torch reports a full disk as an error of its own, Python as an OSError.
         packed = io.BytesIO()
         torch.save({"format": STATE_FORMAT, **state}, packed)
         with replacing(path) as temporary:
             temporary.write_bytes(packed.getbuffer())
+        if best:
+            with replacing(path.with_name("best.pt")) as temporary:
+                os.link(path, temporary)
+        for old in self.states()[:-KEEP_STATES]:
+            old.unlink(missing_ok=True)
+        return path
 
     def load_state(self) -> dict[str, Any] | None:
         """The newest state, None when the run has none yet. Never runs pickled code."""
-        import pickle
-
         import torch
 
         found = self.states()
@@ -139,15 +148,18 @@ class Run:
             return None
         path = found[-1]
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own words about a foreign file
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch has no common class for what a damaged file raises
             raise SrkdError(
                 f"{path} is damaged ({error.__class__.__name__}); delete it to continue from the state "
                 "before it."
             ) from error
-        if state.get("format") != STATE_FORMAT:
+        written = state.get("format") if isinstance(state, dict) else type(state).__name__
+        if written != STATE_FORMAT:
             raise SrkdError(
-                f"{path} has format {state.get('format')!r}, this version reads {STATE_FORMAT}; continue "
+                f"{path} has format {written!r}, this version reads {STATE_FORMAT}; continue "
                 "with the srkd version that wrote it."
             )
         return state
@@ -158,7 +170,7 @@ class Run:
         """Append one line to log.jsonl."""
         try:
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(plain(record)) + "\n")
         except OSError as error:
             raise SrkdError(
                 f"cannot write {self.folder}/log.jsonl: {error.strerror}; free space and continue with "
@@ -168,15 +180,30 @@ class Run:
     def log_records(self) -> list[dict[str, Any]]:
         """All complete lines of the log (a killed process may leave a half line at the end)."""
         path = self.folder / "log.jsonl"
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        for line in text.splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError:
-                break
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
         return records
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after `step` by a process that went further and was killed."""
+        if not (self.folder / "log.jsonl").exists():
+            return
         kept = [r for r in self.log_records() if r["step"] <= step]
         write_text(self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+
+    def tensorboard(self, step: int) -> SummaryWriter:
+        """A writer that continues after `step`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self.folder / "tensorboard"
+        try:
+            return SummaryWriter(str(folder), purge_step=step + 1)
+        except OSError as error:
+            raise SrkdError(f"cannot write {folder}: {error.strerror}; make room there.") from error

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from srkd.data.sampling import PatchSampler, Prefetcher
+from srkd.data.sampling import Prefetcher
 from srkd.errors import CheckFailedError
 from srkd.evaluate import score
+from srkd.inputs import Inputs, open_inputs
 from srkd.methods import plan
 from srkd.models import save_model
-from srkd.progress import TrainingLine, counter
+from srkd.progress import StatusLine, TrainingLine, counter
 from srkd.recipe import TeacherConfig
 from srkd.report import samples, write_report
 from srkd.runs import Run
 from srkd.training import (
-    Inputs,
     NotFiniteError,
     TermBuffer,
     Training,
     describe,
     learning_rate_at,
-    open_inputs,
+    memory_advice,
     prepare,
     restore,
     state_of,
@@ -73,8 +73,8 @@ def distill(
     quiet: bool = False,
 ) -> Result:
     """Train a recipe into the run folder `out`, and its baseline beside it when asked for."""
-    training = prepare(recipe, device)
-    inputs = open_inputs(recipe, counter("decoding training images", quiet=quiet))
+    Run.check(Path(out), overwrite=overwrite)  # before anything takes long
+    training, inputs = _open(recipe, device, quiet)
     run = Run.create(Path(out), training.recipe, overwrite=overwrite)
     return _finish(run, training, inputs, device, quiet)
 
@@ -82,9 +82,19 @@ def distill(
 def resume(folder: str | Path, *, device: str = "auto", quiet: bool = False) -> Result:
     """Continue a run folder exactly where its newest state stands."""
     run = Run.open(Path(folder))
-    training = prepare(run.recipe, device)
-    inputs = open_inputs(run.recipe, counter("decoding training images", quiet=quiet))
+    try:
+        training, inputs = _open(run.recipe, device, quiet)
+    except BaseException:
+        run.close()
+        raise
     return _finish(run, training, inputs, device, quiet)
+
+
+def _open(recipe: Recipe, device: str, quiet: bool) -> tuple[Training, Inputs]:
+    training = prepare(recipe, device)
+    least = training.student.facts.minimum_px
+    inputs = open_inputs(training.recipe, least, counter("decoding training images", quiet=quiet))
+    return training, inputs
 
 
 def baseline_of(recipe: Recipe) -> Recipe:
@@ -95,53 +105,52 @@ def baseline_of(recipe: Recipe) -> Recipe:
 def _finish(run: Run, training: Training, inputs: Inputs, device: str, quiet: bool) -> Result:
     """Train what is left of the run, then what is left of its baseline, then write the report."""
     try:
-        scores, interrupted = _train(run, training, inputs, quiet)
-        baseline = None
-        if run.recipe.with_baseline and not interrupted:
-            baseline = run.folder / "baseline"
-            interrupted = _train_baseline(baseline, baseline_of(run.recipe), inputs, device, quiet)
-        if interrupted:
+        with Interrupt(quiet) as interrupt:
+            scores, done = _train(run, training, inputs, interrupt, quiet)
+            baseline = None
+            if run.recipe.with_baseline and done and not interrupt.asked:
+                baseline = run.folder / "baseline"
+                recipe = baseline_of(training.recipe)
+                done = _train_baseline(baseline, recipe, inputs, device, interrupt, quiet)
+        if not done or (run.recipe.with_baseline and baseline is None):
             return Result(run.folder, scores, interrupted=True)
-        rows = write_report(run, training.teachers, inputs.sets, baseline)
+        rows = write_report(run, training.teachers, inputs.sets, scores, baseline)
         return Result(run.folder, scores, rows)
     finally:
         run.close()
 
 
-def _train_baseline(folder: Path, recipe: Recipe, inputs: Inputs, device: str, quiet: bool) -> bool:
-    """Train or continue the baseline; returns whether the user stopped it."""
+def _train_baseline(
+    folder: Path, recipe: Recipe, inputs: Inputs, device: str, interrupt: Interrupt, quiet: bool
+) -> bool:
+    """Train or continue the baseline; returns whether it is complete."""
     exists = (folder / "recipe.toml").is_file()
     run = Run.open(folder) if exists else Run.create(folder, recipe)
     try:
-        return _train(run, prepare(recipe, device), inputs, quiet)[1]
+        return _train(run, prepare(recipe, device), inputs, interrupt, quiet)[1]
     finally:
         run.close()
 
 
-def _train(run: Run, training: Training, inputs: Inputs, quiet: bool) -> tuple[Scores, bool]:
-    """Run the steps that are left; returns the final scores and whether the user stopped it."""
-    from torch.utils.tensorboard import SummaryWriter
-
+def _train(
+    run: Run, training: Training, inputs: Inputs, interrupt: Interrupt, quiet: bool
+) -> tuple[Scores, bool]:
+    """Run the steps that are left; returns the final scores and whether the run is complete."""
     t, train = training, training.recipe.train
     if (state := run.load_state()) is not None:
         restore(t, inputs, state, run.folder)
-        run.rewind_log(t.done)
-    if train.compile:
-        t.student.run = torch.compile(t.student.run)  # type: ignore[method-assign]
-    sampler = PatchSampler(
-        inputs.data, t.recipe.data.patch, train.batch, t.recipe.seed, t.recipe.data.augment
-    )
-    pin, every = t.device.type == "cuda", t.recipe.validate.every
+    run.rewind_log(t.done)
+    every = t.recipe.validate.every
     scores: Scores = {}
     buffer = TermBuffer()
     line = TrainingLine(t.recipe.method.name, train.iterations, quiet=quiet)
-    writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=t.done + 1)
+    pin = t.device.type == "cuda"
     try:
         with (
-            Interrupt() as interrupt,
-            writer,
+            memory_advice(t.recipe),
+            run.tensorboard(t.done) as writer,
             line,
-            Prefetcher(sampler, t.done, train.iterations, pin=pin) as batches,
+            Prefetcher(inputs.sampler, t.done, train.iterations, pin=pin) as batches,
         ):
             clock = Clock(t, batches)
             for _, lr, hr in batches:
@@ -159,16 +168,15 @@ def _train(run: Run, training: Training, inputs: Inputs, quiet: bool) -> tuple[S
                         if validate:
                             scores = _validate(t, inputs, run, writer, line)
                         if save:
-                            run.save_state(state_of(t, inputs))
+                            run.save_state(state_of(t, inputs), best=t.best_step == t.done)
                 if stop and t.done < train.iterations:
-                    line.say(INTERRUPTED_HINT.format(folder=run.folder))
-                    return scores, True
+                    return scores, False
     except NotFiniteError as bad:
         raise _explain(bad, run) from bad
     if not scores:  # the run was complete when it was resumed
         scores = _scores(t, inputs)
     save_model(run.folder, t.result, describe(t, inputs, scores))
-    return scores, False
+    return scores, True
 
 
 def _log(
@@ -203,17 +211,22 @@ def _scores(t: Training, inputs: Inputs) -> Scores:
 def _validate(
     t: Training, inputs: Inputs, run: Run, writer: SummaryWriter, line: TrainingLine
 ) -> Scores:
-    """Score the network, remember the best, keep pictures."""
-    scores = _scores(t, inputs)
+    """Score the network, remember the best, keep pictures. What fails here loses no training."""
+    try:
+        scores = _scores(t, inputs)
+    except BaseException:
+        run.save_state(state_of(t, inputs))
+        raise
     for name, values in scores.items():
         for metric, value in values.items():
             writer.add_scalar(f"{name}/{metric}", value, t.done)
     run.log({"step": t.done, "scores": scores})
-    psnr = sum(s["psnr_y"] for s in scores.values()) / max(1, len(scores))
     if scores:
+        psnr = sum(s["psnr_y"] for s in scores.values()) / len(scores)
         if psnr > t.best_psnr:
             t.best_psnr, t.best_step = psnr, t.done
-            run.save_state(state_of(t, inputs), best=True)
+            if t.done % t.recipe.train.save_every and t.done < t.recipe.train.iterations:
+                run.save_state(state_of(t, inputs), best=True)
         line.validated(psnr, t.best_psnr)
         line.say(
             f"step {t.done}: "
@@ -243,8 +256,8 @@ def _explain(bad: NotFiniteError, run: Run) -> CheckFailedError:
 class Interrupt:
     """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, quiet: bool = False) -> None:
+        self.asked, self.quiet = False, quiet
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -263,6 +276,7 @@ class Interrupt:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+        StatusLine(quiet=self.quiet).say("\nstopping after this step; Ctrl-C again stops at once")
 
 
 class Clock:

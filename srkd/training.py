@@ -10,6 +10,9 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
+import tomllib
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,24 +20,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from srkd.data.cache import open_training_set
-from srkd.data.sets import open_set
 from srkd.devices import pick_device, pick_precision
-from srkd.errors import SrkdError
+from srkd.errors import MissingError, SrkdError
 from srkd.files import sha256
 from srkd.methods import check_teachers, make
 from srkd.models import LoadedModel, load_model
 from srkd.networks import build
 from srkd.networks.base import Network
+from srkd.recipe import recipe_from
+from srkd.tiling import memory_budget, out_of_memory
 from srkd.types import Pass, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
-    from srkd.data.cache import TrainingSet
-    from srkd.data.sets import EvaluationSet
+    from srkd.inputs import Inputs
     from srkd.methods.base import Method
     from srkd.recipe import Recipe, TrainConfig
+    from srkd.types import Facts
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Training:
     student: Network
     average: Network | None
     teachers: list[LoadedModel]
+    teacher_hashes: list[str]
     method: Method
     optimizer: torch.optim.Adam
     done: int = 0
@@ -58,14 +62,6 @@ class Training:
     def result(self) -> Network:
         """The network that is evaluated and kept: the average weights if EMA is on."""
         return self.average if self.average is not None else self.student
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The images of a run: decoded training set and validation sets."""
-
-    data: TrainingSet
-    sets: list[EvaluationSet]
 
 
 def learning_rate_at(train: TrainConfig, step: int) -> float:
@@ -96,7 +92,8 @@ def forward(network: nn.Module, lr: Tensor, taps: tuple[str, ...] = ()) -> Pass:
 
 def load_teachers(recipe: Recipe) -> list[LoadedModel]:
     """The frozen teachers in the order of the recipe; wrong scale and wrong number are refused."""
-    teachers = [load_model(spec, recipe.student.scale) for spec in recipe.teacher.models]
+    scale = recipe.student.scale
+    teachers = [load_model(os.path.expandvars(spec), scale) for spec in recipe.teacher.models]
     check_teachers(recipe.method, [t.is_ours for t in teachers])
     for teacher in teachers:
         teacher.network.requires_grad_(False).eval()
@@ -107,14 +104,18 @@ def prepare(recipe: Recipe, device: str = "auto") -> Training:
     """Build networks, method and optimiser; nothing is trained or written."""
     target = pick_device(device)
     precision, _ = pick_precision(recipe.train.precision, target)
-    recipe = replace(recipe, train=replace(recipe.train, precision=precision))
+    recipe = absolute(replace(recipe, train=replace(recipe.train, precision=precision)))
 
     teachers = load_teachers(recipe)
+    # Hashed now: what is on the disk later need not be what was loaded.
+    hashes = [weights_hash(teacher) for teacher in teachers]
     # Fresh weights depend on the seed alone, not on what was random before.
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         student = start_weights(recipe)
         method = make(recipe.method, student, tuple(t.network for t in teachers))
+    check_batch(recipe)
+    check_patch(recipe, [("student", student.facts), *((t.name, t.facts) for t in teachers)])
 
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     for network in (student, method, *(t.network for t in teachers)):
@@ -128,21 +129,83 @@ def prepare(recipe: Recipe, device: str = "auto") -> Training:
     optimizer = torch.optim.Adam(
         parameters, lr=recipe.train.learning_rate, betas=recipe.train.betas, fused=True
     )
-    return Training(recipe, target, precision, student, average, teachers, method, optimizer)
-
-
-def open_inputs(recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> Inputs:
-    """Open the images. Paths may name environment variables, so that recipes travel."""
-    d, scale = recipe.data, recipe.student.scale
-    data = open_training_set(
-        os.path.expandvars(d.train),
-        scale,
-        lr=os.path.expandvars(d.lr) or None,
-        cache=Path(os.path.expandvars(d.cache)) if d.cache else None,
-        progress=progress,
+    if recipe.train.compile:
+        compile_passes(student, target)
+    return Training(
+        recipe, target, precision, student, average, teachers, hashes, method, optimizer
     )
-    sets = [open_set(os.path.expandvars(spec), scale) for spec in recipe.validate.sets]
-    return Inputs(data, sets)
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """The recipe with relative paths made absolute, so that a run can be resumed from anywhere.
+
+    Names (Set5, rcan_c, builtin) and paths with an environment variable stay as they are.
+    """
+
+    def full(spec: str) -> str:
+        return str(Path(spec).absolute()) if "$" not in spec and Path(spec).exists() else spec
+
+    d = recipe.data
+    data = replace(
+        d, train=d.train if d.train == "builtin" else full(d.train), lr=full(d.lr) if d.lr else ""
+    )
+    sets = tuple(s if s.lower() == "builtin" else full(s) for s in recipe.validate.sets)
+    start = recipe.student.weights
+    return replace(
+        recipe,
+        data=data,
+        validate=replace(recipe.validate, sets=sets),
+        teacher=replace(recipe.teacher, models=tuple(full(m) for m in recipe.teacher.models)),
+        student=replace(recipe.student, weights=full(start) if start else ""),
+    )
+
+
+def check_patch(recipe: Recipe, networks: list[tuple[str, Facts]]) -> None:
+    """Refuse crops that are too small for a network's windows."""
+    for name, facts in networks:
+        if recipe.data.patch < facts.minimum_px:
+            raise SrkdError(
+                f"data.patch = {recipe.data.patch}, but {name} needs at least {facts.minimum_px} LR pixels; "
+                "raise data.patch."
+            )
+
+
+def compile_passes(student: Network, device: torch.device) -> None:
+    """torch.compile the student's pass; on a CPU that needs a C++ compiler."""
+    compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if device.type == "cpu" and not any(c and shutil.which(c) for c in compilers):
+        raise MissingError(
+            "train.compile needs a C++ compiler on the CPU, and there is none; install g++ or set "
+            "train.compile=false."
+        )
+    student.run = torch.compile(student.run)  # type: ignore[method-assign]
+
+
+@contextmanager
+def memory_advice(recipe: Recipe) -> Iterator[None]:
+    """Out of memory becomes a sentence with the settings that help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise too_large(recipe) from error
+
+
+def too_large(recipe: Recipe) -> SrkdError:
+    t = recipe.train
+    return SrkdError(
+        f"batch {t.batch} (in {t.accumulate} parts) with LR patch {recipe.data.patch} does not fit in "
+        "memory; lower train.batch or data.patch, or raise train.accumulate."
+    )
+
+
+def check_batch(recipe: Recipe) -> None:
+    """Refuse a batch whose crops alone exceed the free memory: asking for it could end the process."""
+    patch = recipe.data.patch
+    crops = recipe.train.batch * 3 * patch**2 * (1 + recipe.student.scale**2)  # uint8 on the CPU
+    if crops > 2 * memory_budget(torch.device("cpu")):
+        raise too_large(recipe)
 
 
 def start_weights(recipe: Recipe) -> Network:
@@ -150,7 +213,7 @@ def start_weights(recipe: Recipe) -> Network:
     student = build(recipe.student.network, recipe.student.scale)
     if not recipe.student.weights:
         return student
-    start = load_model(recipe.student.weights, recipe.student.scale).network
+    start = load_model(os.path.expandvars(recipe.student.weights), recipe.student.scale).network
     if not isinstance(start, Network) or start.arguments != student.arguments:
         raise SrkdError(
             f"student.weights = {recipe.student.weights} is not a {recipe.student.network}; start from "
@@ -167,12 +230,13 @@ def state_of(training: Training, inputs: Inputs) -> dict[str, Any]:
     t = training
     return {
         "step": t.done,
+        "recipe": t.recipe.to_toml(),
         "student": t.student.state_dict(),
         "average": t.average.state_dict() if t.average is not None else None,
         "method": t.method.state_dict(),
         "optimizer": t.optimizer.state_dict(),
         "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state_all() if t.device.type == "cuda" else [],
+        "rng_cuda": torch.cuda.get_rng_state(t.device) if t.device.type == "cuda" else None,
         "best": {"psnr_y": t.best_psnr, "step": t.best_step},
         "seconds": t.seconds,
         "inputs": hashes_of(t, inputs),
@@ -181,35 +245,65 @@ def state_of(training: Training, inputs: Inputs) -> dict[str, Any]:
 
 def hashes_of(training: Training, inputs: Inputs) -> dict[str, Any]:
     """What a resumed run must find unchanged."""
-    return {"data": inputs.data.digest, "teachers": [weights_hash(t) for t in training.teachers]}
+    return {"data": inputs.data.digest, "teachers": training.teacher_hashes}
 
 
 def weights_hash(model: LoadedModel) -> str:
+    """Hash of the file that a model was read from, with the sidecar that completes it."""
     source = model.source
-    return sha256(source / "weights.safetensors" if source.is_dir() else source)
+    if source.is_dir():
+        return sha256(source / "weights.safetensors")
+    sidecar = source.with_suffix(".json")
+    return sha256(source) + (f"+{sha256(sidecar)}" if sidecar.is_file() else "")
+
+
+# Keys that may change between a run and its continuation: paths (their contents are hashed) and how
+# often something is shown or saved.
+FREE_KEYS = (
+    *("data.train", "data.lr", "data.cache", "teacher.models", "student.weights"),
+    *("validate.", "train.log_every", "train.save_every", "with_baseline"),
+)
 
 
 def restore(training: Training, inputs: Inputs, state: dict[str, Any], folder: Path) -> None:
-    """Continue from a state; changed data or teachers are refused."""
-    now = hashes_of(training, inputs)
-    for what, saved in state["inputs"].items():
-        if saved != now[what]:
-            raise SrkdError(
-                f"{folder} was trained on other {what} (its hash has changed), so it cannot be "
-                f"resumed exactly; restore the {what}, or start a new run with "
-                f"--set student.weights={folder}."
-            )
+    """Continue from a state; a changed recipe, changed data or teachers are refused."""
     t = training
-    t.student.load_state_dict(state["student"])
-    if t.average is not None:
-        t.average.load_state_dict(state["average"])
-    t.method.load_state_dict(state["method"])
-    t.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    if state["rng_cuda"]:
-        torch.cuda.set_rng_state_all(state["rng_cuda"])
-    t.done, t.seconds = state["step"], state["seconds"]
-    t.best_psnr, t.best_step = state["best"]["psnr_y"], state["best"]["step"]
+    try:
+        _check_unchanged(t, inputs, state, folder)
+        t.student.load_state_dict(state["student"])
+        if t.average is not None:
+            t.average.load_state_dict(state["average"])
+        t.method.load_state_dict(state["method"])
+        t.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if state["rng_cuda"] is not None and t.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"], t.device)
+        t.done, t.seconds = state["step"], state["seconds"]
+        t.best_psnr, t.best_step = state["best"]["psnr_y"], state["best"]["step"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise SrkdError(
+            f"the newest state of {folder} does not fit its recipe ({error.__class__.__name__}); delete it "
+            "to continue from the state before it, or start a new run."
+        ) from error
+
+
+def _check_unchanged(
+    training: Training, inputs: Inputs, state: dict[str, Any], folder: Path
+) -> None:
+    saved = recipe_from(tomllib.loads(state["recipe"]))
+    changed = [d for d in saved.differences(training.recipe) if not d.startswith(FREE_KEYS)]
+    if changed:
+        raise SrkdError(
+            f"{folder}/recipe.toml was changed since the run began, so it cannot be resumed exactly: "
+            f"{'; '.join(changed)}. Change it back, or start a new run with --set student.weights={folder}."
+        )
+    now = hashes_of(training, inputs)
+    for what, hashes in state["inputs"].items():
+        if hashes != now[what]:
+            raise SrkdError(
+                f"{folder} was trained on other {what} (its hash has changed), so it cannot be resumed "
+                f"exactly; restore the {what}, or start a new run with --set student.weights={folder}."
+            )
 
 
 # -- the step -----------------------------------------------------------------------------------
@@ -323,7 +417,10 @@ def describe(
         "protocol": "paper-y",
         "training": {
             "method": recipe.method.name,
-            "teachers": [{"name": m.name, "weights_sha256": weights_hash(m)} for m in t.teachers],
+            "teachers": [
+                {"name": m.name, "weights_sha256": h}
+                for m, h in zip(t.teachers, t.teacher_hashes, strict=True)
+            ],
             "data": {
                 "name": Path(recipe.data.train).name,
                 "images": len(inputs.data),

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.images import write_png
+from srkd.inputs import open_inputs
 from srkd.methods import METHODS, MethodEntry
 from srkd.methods.base import Method, l1
 from srkd.models import load_model
@@ -31,7 +32,6 @@ from srkd.train import distill, resume
 from srkd.training import (
     ema_decay_at,
     learning_rate_at,
-    open_inputs,
     prepare,
     train_step,
     update_average,
@@ -216,11 +216,8 @@ def test_teacher_stays_frozen(photos: Path, teacher: Path) -> None:
     network = training.teachers[0].network
     before = copy.deepcopy(network.state_dict())
     student = copy.deepcopy(training.student.state_dict())
-    from srkd.data.sampling import PatchSampler
-
-    sampler = PatchSampler(inputs.data, 12, 4, 0)
     for step in range(3):
-        train_step(training, *sampler.batch(step))
+        train_step(training, *inputs.sampler.batch(step))
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in network.parameters())
     assert not any(m.training for m in network.modules())
@@ -229,13 +226,11 @@ def test_teacher_stays_frozen(photos: Path, teacher: Path) -> None:
 
 
 def test_accumulated_micro_batches_equal_the_whole_batch(photos: Path) -> None:
-    from srkd.data.sampling import PatchSampler
-
     results = []
     for parts in (1, 4):
         recipe = recipe_for(photos, f"train.accumulate={parts}")
         training, inputs = prepare(recipe, "cpu"), open_inputs(recipe)
-        terms = train_step(training, *PatchSampler(inputs.data, 12, 4, 0).batch(0))
+        terms = train_step(training, *inputs.sampler.batch(0))
         gradients = [p.grad.clone() for p in training.student.parameters() if p.grad is not None]
         results.append((terms["pixel"], torch.cat([g.flatten() for g in gradients])))
     assert results[0][0].item() == pytest.approx(results[1][0].item(), rel=1e-5)

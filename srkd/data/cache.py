@@ -123,7 +123,7 @@ def open_training_set(
     if str(data) == BUILTIN:
         if lr is not None:
             raise SrkdError(
-                "the built-in images have no LR folder; give --data FOLDER with --lr, or leave --lr away."
+                "the built-in images have no LR folder; give --data FOLDER with --lr-data, or leave --lr-data away."
             )
         from srkd.data.builtin import causes
 

@@ -8,19 +8,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deploy.quickstart import RECIPE, quickstart, verdict
+from deploy.quickstart import quickstart, verdict
 from srkd.errors import SrkdError
 from srkd.models import load_model
 from srkd.recipe import load_recipe
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.toml"
 
 
 def test_every_stage_runs_and_leaves_its_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = ["train.iterations=4", "train.batch=2", "validate.every=0", "train.precision=fp32"]
+    changes += ["train.learning_rate=1e-4"]
     recipe = load_recipe(RECIPE, changes)
     out = tmp_path / "quick"
-    assert quickstart(out, recipe=recipe, as_json=True, quiet=True) == 0
+    assert quickstart(recipe, out, as_json=True, quiet=True) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["parity"] == "PASS"
     names = [row["name"] for row in summary["table"]]
@@ -33,7 +36,7 @@ def test_every_stage_runs_and_leaves_its_file(
         assert picture.width > 1000
     assert load_model(out).info["training"]["method"] == "logits"
     with pytest.raises(SrkdError, match="already holds a run"):
-        quickstart(out, recipe=recipe, quiet=True)
+        quickstart(recipe, out, quiet=True)
 
 
 def test_the_verdict_is_honest_both_ways() -> None:
