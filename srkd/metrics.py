@@ -25,6 +25,7 @@ Identical images have PSNR inf. Nothing is capped: the mean of a set that holds 
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +34,8 @@ import torch
 from srkd.errors import SrkdError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 PEAK = 255.0
@@ -93,20 +96,34 @@ def psnr(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol = PAPER_Y) -> Te
 
     `sr`, `hr` (N, 3, H, W), float in [0, 1] or uint8. The scale sets the border that is cropped.
     """
-    return _psnr(*_planes(sr, hr, scale, protocol, smallest_px=1))
+    with _one_thread():
+        return _psnr(*_planes(sr, hr, scale, protocol, smallest_px=1))
 
 
 def ssim(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol = PAPER_Y) -> Tensor:
     """SSIM of each image, (N,) float64, 1 where both are identical. Arguments as for `psnr`."""
-    return _ssim(*_planes(sr, hr, scale, protocol, smallest_px=WINDOW_PX))
+    with _one_thread():
+        return _ssim(*_planes(sr, hr, scale, protocol, smallest_px=WINDOW_PX))
 
 
 def psnr_ssim(
     sr: Tensor, hr: Tensor, scale: int, protocol: Protocol = PAPER_Y
 ) -> tuple[Tensor, Tensor]:
     """Both at the cost of one conversion. Arguments as for `psnr`."""
-    x, y = _planes(sr, hr, scale, protocol, smallest_px=WINDOW_PX)
-    return _psnr(x, y), _ssim(x, y)
+    with _one_thread():
+        x, y = _planes(sr, hr, scale, protocol, smallest_px=WINDOW_PX)
+        return _psnr(x, y), _ssim(x, y)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work that fits the cache of one core: handing each small piece to several costs more than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def levels(image: Tensor) -> Tensor:
