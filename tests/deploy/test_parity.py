@@ -288,8 +288,8 @@ def test_noise_is_reported_and_gates_nothing(exported: _Exports, photographs: Ph
     inputs = build_inputs(photographs[2], SMALL, made.model.facts)
     noise = inputs[-1]
     quiet = [i for i in inputs[:-1] if i.lr.std() <= 0.28]
-    facts, gate = made.model.facts, read_gates()["E1"]
-    result, _, _ = parity.check_export(reference, WrongOnNoise(), facts, [*quiet, noise], 8, gate)
+    facts, gates = made.model.facts, read_gates()
+    result, _, _ = parity.check_export(reference, WrongOnNoise(), facts, [*quiet, noise], 8, gates)
     assert result.status == "PASS"
     assert result.rows[-1]["input"] == "noise" and result.rows[-1]["max_abs"] == pytest.approx(1)
 
@@ -318,7 +318,7 @@ def test_psnr_alone_can_fail() -> None:
 
 def test_gates_file_is_complete_and_ordered(tmp_path: Path) -> None:
     gates = read_gates()
-    assert set(gates) == {"E1", "E4", "E5_exact", "E5_approximate"}
+    assert set(gates) == {"E1", "E1_pattern", "E4", "E5_exact", "E5_approximate"}
     for gate in gates.values():
         if gate.pass_max_abs is not None:
             assert gate.fail_max_abs is not None and gate.pass_max_abs <= gate.fail_max_abs
@@ -356,3 +356,42 @@ def test_report_shows_the_failure(exported: _Exports, photographs: Photos, tmp_p
     assert "![worst crop](w.png)" in page
     columns = {line.count("|") for line in page.splitlines() if line.startswith("| E")}
     assert columns == {5, 10}  # no text breaks the tables
+
+
+class Off(TorchEngine):
+    """The network plus a constant on inputs of one kind."""
+
+    def __init__(self, network: torch.nn.Module, scale: int, by: float, marks: list[Any]) -> None:
+        super().__init__(network, scale)
+        self.by, self.marks = by, marks
+
+    def __call__(self, lr: np.ndarray) -> np.ndarray:
+        marked = any(m.shape == lr.shape and np.array_equal(m, lr) for m in self.marks)
+        return super().__call__(lr) + np.float32(self.by if marked else 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "by", "status"),
+    [
+        (
+            "photograph",
+            6e-6,
+            "INCONCLUSIVE",
+        ),  # 104 dB: a pattern may, a photograph not
+        ("photograph", 1e-4, "FAIL"),
+        ("pattern", 1e-5, "PASS"),
+        ("pattern", 3e-5, "INCONCLUSIVE"),
+        ("pattern", 1e-3, "FAIL"),
+    ],
+)
+def test_photographs_and_patterns_have_their_own_bounds(
+    exported: _Exports, photographs: Photos, kind: str, by: float, status: str
+) -> None:
+    made = exported("edsr_tiny")
+    model = made.model
+    inputs = list(build_inputs(photographs[model.scale], SMALL, model.facts))
+    engine = Off(model.network, model.scale, by, [i.lr for i in inputs if i.kind == kind])
+    reference = TorchEngine(model.network, model.scale)
+    result, _, _ = parity.check_export(reference, engine, model.facts, inputs, 8, read_gates())
+    assert result.status == status, result.reason
+    assert f"{kind}s" in result.reason
