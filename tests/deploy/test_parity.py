@@ -373,11 +373,8 @@ class Off(TorchEngine):
 @pytest.mark.parametrize(
     ("kind", "by", "status"),
     [
-        (
-            "photograph",
-            6e-6,
-            "INCONCLUSIVE",
-        ),  # 104 dB: a pattern may, a photograph not
+        # 104 dB: a pattern may, a photograph not.
+        ("photograph", 6e-6, "INCONCLUSIVE"),
         ("photograph", 1e-4, "FAIL"),
         ("pattern", 1e-5, "PASS"),
         ("pattern", 3e-5, "INCONCLUSIVE"),
