@@ -297,10 +297,11 @@ def check_export(
             scores.append(_score(x, y, item.hr, facts.scale))
     numbers = worst_of(gated)
     named = {"photograph": "E1", "pattern": "E1_pattern"}
-    judged = {
+    judged: dict[str, tuple[Status, str]] = {
         kind: judge(worst_of(found), gates[named[kind]]) for kind, found in by_kind.items() if found
     }
-    status = max((verdict for verdict, _ in judged.values()), key=SEVERITY.index)
+    verdicts = [verdict for verdict, _ in judged.values()]
+    status: Status = max(verdicts, key=SEVERITY.index)
     reason = "; ".join(
         f"{kind}s {why}" for kind, (verdict, why) in judged.items() if verdict == status
     )

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from srkd.cost import cost
 from srkd.data.folders import list_pairs
 from srkd.errors import SrkdError
 from srkd.images import picture_size
 from srkd.inputs import open_validation
+from srkd.networks import build
 from srkd.progress import duration
 from srkd.training import memory_advice, prepare, train_step
 
@@ -53,8 +55,10 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     runs = 2 if recipe.with_baseline else 1
+    counted = cost(build(recipe.student.network, scale))
     return {
-        "student": f"{recipe.student.network} x{scale}, {_count(training.student):,} parameters",
+        "student": f"{recipe.student.network} x{scale}, {counted.parameters:,} parameters, "
+        f"{counted.macs_g:.2f} G multiply-adds at {counted.size[0]}x{counted.size[1]}",
         "teachers": ", ".join(f"{t.name} ({_count(t.network):,})" for t in training.teachers)
         or "none",
         "method": f"{recipe.method.name}, {_count(training.method):,} extra parameters in training",

@@ -283,7 +283,7 @@ def _sniff(path: Path) -> str:
         return "tif"
     if head.startswith(b"BM"):
         return "bmp"
-    what = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), "not one")
+    what = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), "no picture")
     if head[4:8] == b"ftyp":
         what = "a HEIC, AVIF or video file"
     raise SrkdError(

@@ -355,7 +355,7 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     assert "directory" in refusal(tmp_path)
     for name, content, said in [
         ("empty.png", b"", "is empty (0 bytes)"),
-        ("text.png", b"these are words", "is not one, but a PNG"),
+        ("text.png", b"these are words", "is no picture, but a PNG"),
         ("x.gif", b"GIF89a" + bytes(20), "is a GIF"),
         ("x.svg", b"<svg xmlns='x'/>", "is an SVG drawing"),
         ("x.heic", b"\0\0\0\x18ftypheic" + bytes(20), "HEIC"),

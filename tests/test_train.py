@@ -465,6 +465,8 @@ def test_dry_run_measures_and_writes_nothing(photos: Path, teacher: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["data"] == "4 training images"
-    assert facts["student"] == "edsr_tiny x2, 31,043 parameters"
+    # By hand: (432 + 9 * 2304 + 9216) * 256^2 + 432 * 512^2 = 2.10 G.
+    expected = "edsr_tiny x2, 31,043 parameters, 2.10 G multiply-adds at 256x256"
+    assert facts["student"] == expected
     assert "12 iterations" in facts["time"] and "ms at batch 4" in facts["step"]
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
