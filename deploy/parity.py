@@ -301,7 +301,7 @@ def check_export(
         kind: judge(worst_of(found), gates[named[kind]]) for kind, found in by_kind.items() if found
     }
     verdicts = [verdict for verdict, _ in judged.values()]
-    status: Status = max(verdicts, key=SEVERITY.index)
+    status: Status = next(worse for worse in reversed(SEVERITY) if worse in verdicts)
     reason = "; ".join(
         f"{kind}s {why}" for kind, (verdict, why) in judged.items() if verdict == status
     )
