@@ -250,7 +250,8 @@ def test_one_weight_of_a_trained_network(
     assert found.task is not None and found.task.torch_db > 30 and abs(found.task.delta_db) < 1e-3
     for name in ("head.conv.weight", "groups.0.conv2.weight", "tail.conv.weight"):
         path = edit(made, tmp_path, edit_weight(name, one_per_cent))
-        assert check(made, photographs[2], path).verdict == "FAIL", name
+        # The smallest of these, 101 dB, is stopped as INCONCLUSIVE; both words exit 1.
+        assert check(made, photographs[2], path).verdict in ("FAIL", "INCONCLUSIVE"), name
 
 
 def test_a_trained_network_with_channel_attention_tiles_well(photographs: Photos) -> None:
@@ -288,8 +289,8 @@ def test_noise_is_reported_and_gates_nothing(exported: _Exports, photographs: Ph
     inputs = build_inputs(photographs[2], SMALL, made.model.facts)
     noise = inputs[-1]
     quiet = [i for i in inputs[:-1] if i.lr.std() <= 0.28]
-    facts, gates = made.model.facts, read_gates()
-    result, _, _ = parity.check_export(reference, WrongOnNoise(), facts, [*quiet, noise], 8, gates)
+    facts, gate = made.model.facts, read_gates()["E1"]
+    result, _, _ = parity.check_export(reference, WrongOnNoise(), facts, [*quiet, noise], 8, gate)
     assert result.status == "PASS"
     assert result.rows[-1]["input"] == "noise" and result.rows[-1]["max_abs"] == pytest.approx(1)
 
@@ -318,7 +319,7 @@ def test_psnr_alone_can_fail() -> None:
 
 def test_gates_file_is_complete_and_ordered(tmp_path: Path) -> None:
     gates = read_gates()
-    assert set(gates) == {"E1", "E1_pattern", "E4", "E5_exact", "E5_approximate"}
+    assert set(gates) == {"E1", "E4", "E5_exact", "E5_approximate"}
     for gate in gates.values():
         if gate.pass_max_abs is not None:
             assert gate.fail_max_abs is not None and gate.pass_max_abs <= gate.fail_max_abs
@@ -358,37 +359,33 @@ def test_report_shows_the_failure(exported: _Exports, photographs: Photos, tmp_p
     assert columns == {5, 10}  # no text breaks the tables
 
 
-class Off(TorchEngine):
-    """The network plus a constant on inputs of one kind."""
+class Wild(TorchEngine):
+    """A network whose answer to the checkerboard is enlarged, with an error `by` on it."""
 
-    def __init__(self, network: torch.nn.Module, scale: int, by: float, marks: list[Any]) -> None:
+    def __init__(self, network: torch.nn.Module, scale: int, enlarge: float, by: float) -> None:
         super().__init__(network, scale)
-        self.by, self.marks = by, marks
+        self.enlarge, self.by = enlarge, by
 
     def __call__(self, lr: np.ndarray) -> np.ndarray:
-        marked = any(m.shape == lr.shape and np.array_equal(m, lr) for m in self.marks)
-        return super().__call__(lr) + np.float32(self.by if marked else 0)
+        sr = super().__call__(lr)
+        first = lr[..., 0, 0] != lr[..., 0, 1]
+        checkerboard = bool(first.all()) and lr.min() == 0 and lr.max() == 1
+        if not checkerboard:
+            return sr
+        sr = (sr - sr.min()) / (sr.max() - sr.min()) * np.float32(self.enlarge)
+        sr[..., 0, 0] += np.float32(self.by)
+        return sr
 
 
-@pytest.mark.parametrize(
-    ("kind", "by", "status"),
-    [
-        # 104 dB: a pattern may, a photograph not.
-        ("photograph", 6e-6, "INCONCLUSIVE"),
-        ("photograph", 1e-4, "FAIL"),
-        ("pattern", 1e-5, "PASS"),
-        ("pattern", 3e-5, "INCONCLUSIVE"),
-        ("pattern", 1e-3, "FAIL"),
-    ],
-)
-def test_photographs_and_patterns_have_their_own_bounds(
-    exported: _Exports, photographs: Photos, kind: str, by: float, status: str
+@pytest.mark.parametrize(("enlarge", "status"), [(1.0, "INCONCLUSIVE"), (5.0, "PASS")])
+def test_errors_count_relative_to_the_range_of_the_output(
+    exported: _Exports, photographs: Photos, enlarge: float, status: str
 ) -> None:
-    made = exported("edsr_tiny")
-    model = made.model
+    """An error of 5e-5 is too much for a picture in [0, 1], and rounding for one that spans 5."""
+    model = exported("edsr_tiny").model
     inputs = list(build_inputs(photographs[model.scale], SMALL, model.facts))
-    engine = Off(model.network, model.scale, by, [i.lr for i in inputs if i.kind == kind])
-    reference = TorchEngine(model.network, model.scale)
-    result, _, _ = parity.check_export(reference, engine, model.facts, inputs, 8, read_gates())
+    engines = [Wild(model.network, model.scale, enlarge, by) for by in (0.0, 5e-5)]
+    gate = read_gates()["E1"]
+    result, _, _ = parity.check_export(*engines, model.facts, inputs, 8, gate)
     assert result.status == status, result.reason
-    assert f"{kind}s" in result.reason
+    assert result.numbers is not None and result.numbers.max_abs == pytest.approx(5e-5, rel=0.05)
