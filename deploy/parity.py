@@ -296,6 +296,8 @@ def check_export(
             scores.append(_score(x, y, item.hr, facts.scale))
     numbers = worst_of(gated)
     status, reason = judge(worst_of(relative), gate)
+    if numbers.max_abs > worst_of(relative).max_abs:
+        reason = f"{reason}, relative to the range of the output"
     if status == "PASS" and photographs < PHOTOGRAPHS:
         status = "INCONCLUSIVE"
         reason = (
