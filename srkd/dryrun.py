@@ -62,6 +62,7 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "teachers": ", ".join(f"{t.name} ({_count(t.network):,})" for t in training.teachers)
         or "none",
         "method": f"{recipe.method.name}, {_count(training.method):,} extra parameters in training",
+        **({"notes": "; ".join(training.notes)} if training.notes else {}),
         "data": f"{images} training images",
         "validation": ", ".join(sets) or "none",
         "device": f"{training.device}, {training.precision}",

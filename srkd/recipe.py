@@ -14,6 +14,7 @@ from typing import Any
 
 from srkd.errors import SrkdError, nearest
 from srkd.methods import METHODS, MethodPlan, plan, same_type
+from srkd.networks import zoo_entry
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,9 @@ def recipe_from(tree: dict[str, Any]) -> Recipe:
     if not isinstance(name := method.get("name", "scratch"), str):
         raise SrkdError(f"method.name = {name!r} is no text; {nearest('', list(METHODS))}")
     sections = {name: _section(name, tree.get(name, {})) for name in SECTIONS}
+    student = sections["student"]
     recipe = Recipe(
-        method=plan(name, options),
+        method=plan(name, options, zoo_entry(student.network).family, student.scale),
         seed=same_type("seed", tree.get("seed", 0), 0),
         with_baseline=same_type("with_baseline", tree.get("with_baseline", False), False),
         **sections,
@@ -211,8 +213,6 @@ def _section(name: str, values: Any) -> Any:
 
 def _check(recipe: Recipe) -> None:
     """Values that have the right type and make no sense."""
-    from srkd.networks import zoo_entry
-
     t, d = recipe.train, recipe.data
     entry = zoo_entry(recipe.student.network)
     if recipe.student.scale not in entry.scales:

@@ -92,6 +92,8 @@ def resume(folder: str | Path, *, device: str = "auto", quiet: bool = False) -> 
 
 def _open(recipe: Recipe, device: str, quiet: bool) -> tuple[Training, Inputs]:
     training = prepare(recipe, device)
+    for note in training.notes:
+        StatusLine(quiet=quiet).say(note)
     least = training.student.facts.minimum_px
     inputs = open_inputs(training.recipe, least, counter("decoding training images", quiet=quiet))
     return training, inputs

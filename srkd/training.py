@@ -29,7 +29,7 @@ from srkd.networks import build
 from srkd.networks.base import Network
 from srkd.recipe import recipe_from
 from srkd.tiling import memory_budget, out_of_memory
-from srkd.types import Pass, Step
+from srkd.types import Batch, Pass, Setting, Step, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +52,7 @@ class Training:
     teachers: list[LoadedModel]
     teacher_hashes: list[str]
     method: Method
+    notes: tuple[str, ...]
     optimizer: torch.optim.Adam
     done: int = 0
     best_psnr: float = -math.inf
@@ -114,8 +115,11 @@ def prepare(recipe: Recipe, device: str = "auto") -> Training:
         torch.manual_seed(recipe.seed)
         student = start_weights(recipe)
         method = make(recipe.method, student, tuple(t.network for t in teachers))
+        if not recipe.student.weights:
+            method.start(student)
     check_batch(recipe)
     check_patch(recipe, [("student", student.facts), *((t.name, t.facts) for t in teachers)])
+    notes = method.check(setting_of(recipe, target))
 
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     for network in (student, method, *(t.network for t in teachers)):
@@ -125,14 +129,25 @@ def prepare(recipe: Recipe, device: str = "auto") -> Training:
     if recipe.train.ema:
         average = copy.deepcopy(student).requires_grad_(False).eval()
 
-    parameters = [*student.parameters(), *method.parameters()]
+    extra = [p for p in method.parameters() if p.requires_grad]
+    parameters = [*student.parameters(), *extra]
     optimizer = torch.optim.Adam(
         parameters, lr=recipe.train.learning_rate, betas=recipe.train.betas, fused=True
     )
     if recipe.train.compile:
         compile_passes(student, target)
     return Training(
-        recipe, target, precision, student, average, teachers, hashes, method, optimizer
+        recipe, target, precision, student, average, teachers, hashes, method, notes, optimizer
+    )
+
+
+def setting_of(recipe: Recipe, device: torch.device) -> Setting:
+    """What the method will have to work with."""
+    return Setting(
+        patch_px=recipe.data.patch,
+        batch=recipe.train.batch // recipe.train.accumulate,
+        iterations=recipe.train.iterations,
+        memory=memory_budget(device),
     )
 
 
@@ -245,7 +260,12 @@ def state_of(training: Training, inputs: Inputs) -> dict[str, Any]:
 
 def hashes_of(training: Training, inputs: Inputs) -> dict[str, Any]:
     """What a resumed run must find unchanged."""
-    return {"data": inputs.data.digest, "teachers": training.teacher_hashes}
+    read = [sha256(Path(os.path.expandvars(file))) for file in training.method.files]
+    return {
+        "data": inputs.data.digest,
+        "teachers": training.teacher_hashes,
+        "files of the method": read,
+    }
 
 
 def weights_hash(model: LoadedModel) -> str:
@@ -298,8 +318,8 @@ def _check_unchanged(
             f"{'; '.join(changed)}. Change it back, or start a new run with --set student.weights={folder}."
         )
     now = hashes_of(training, inputs)
-    for what, hashes in state["inputs"].items():
-        if hashes != now[what]:
+    for what, hashes in now.items():
+        if state["inputs"].get(what, []) != hashes:
             raise SrkdError(
                 f"{folder} was trained on other {what} (its hash has changed), so it cannot be resumed "
                 f"exactly; restore the {what}, or start a new run with --set student.weights={folder}."
@@ -316,10 +336,9 @@ def train_step(training: Training, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         group["lr"] = learning_rate_at(train, t.done)
     t.optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
-    for lr_part, hr_part in zip(
-        lr.chunk(train.accumulate), hr.chunk(train.accumulate), strict=True
-    ):
-        terms = loss_terms(t, to_image(lr_part, t), to_image(hr_part, t))
+    parts = zip(lr.chunk(train.accumulate), hr.chunk(train.accumulate), strict=True)
+    for part, (lr_part, hr_part) in enumerate(parts):
+        terms = loss_terms(t, to_image(lr_part, t), to_image(hr_part, t), part)
         torch.stack(list(terms.values())).sum().div(train.accumulate).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach() / train.accumulate
@@ -337,24 +356,63 @@ def to_image(batch: Tensor, training: Training) -> Tensor:
     return moved.to(torch.float32, memory_format=layout).div_(255)
 
 
-def loss_terms(training: Training, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+def loss_terms(training: Training, lr: Tensor, hr: Tensor, part: int = 0) -> dict[str, Tensor]:
     """Passes of all networks and the method's terms (float32), with graph."""
-    t = training
+    t, method = training, training.method
+    batch = Batch(
+        lr=lr,
+        hr=hr,
+        iteration=t.done,
+        total=t.recipe.train.iterations,
+        part=part,
+        seed=t.recipe.seed,
+    )
+    with torch.no_grad():
+        wanted = method.views(batch)
     with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
-        teachers: tuple[Pass, ...] = ()
-        if t.method.needs_teacher_pass:
+        teachers: list[list[Pass]] = []
+        if method.needs_teacher_pass:
             with torch.no_grad():
-                teachers = tuple(forward(m.network, lr, t.method.teacher_taps) for m in t.teachers)
-        step = Step(
-            lr=lr,
-            hr=hr,
-            student=forward(t.student, lr, t.method.student_taps),
-            teachers=teachers,
-            iteration=t.done,
-            total=t.recipe.train.iterations,
-            seed=t.recipe.seed,
+                images = [lr, *(view.teacher for view in wanted.values())]
+                teachers = [passes(m.network, images, method.teacher_taps) for m in t.teachers]
+        students = passes(
+            t.student, [lr, *(view.student for view in wanted.values())], method.student_taps
         )
-        return t.method.loss(step)
+        step = Step(
+            batch=batch,
+            student=students[0],
+            teachers=tuple(own[0] for own in teachers),
+            views={
+                name: View(students[i + 1], tuple(own[i + 1] for own in teachers))
+                for i, name in enumerate(wanted)
+            },
+        )
+        return method.loss(step)
+
+
+def passes(network: nn.Module, images: list[Tensor], taps: tuple[str, ...]) -> list[Pass]:
+    """Passes of one network over several batches; those of one image size share one pass.
+
+    The first batch alone keeps the features at `taps`.
+    """
+    found: dict[int, Pass] = {}
+    for size in dict.fromkeys(image.shape[-2:] for image in images):
+        members = [i for i, image in enumerate(images) if image.shape[-2:] == size]
+        joined = torch.cat([images[i] for i in members]) if len(members) > 1 else images[members[0]]
+        whole = forward(network, joined, taps if 0 in members else ())
+        start = 0
+        for i in members:
+            stop = start + len(images[i])
+            found[i] = slice_pass(whole, start, stop, taps=i == 0) if len(members) > 1 else whole
+            start = stop
+    return [found[i] for i in range(len(images))]
+
+
+def slice_pass(whole: Pass, start: int, stop: int, *, taps: bool) -> Pass:
+    """The part of a pass that belongs to the samples start..stop."""
+    head = whole.head[start:stop] if taps and whole.head is not None else None
+    kept = {name: feature[start:stop] for name, feature in whole.taps.items()} if taps else {}
+    return Pass(network=whole.network, sr=whole.sr[start:stop], head=head, taps=kept)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Between loader and writer an image is a float32 RGB tensor (N, 3, H, W) in [0, 1
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -53,24 +54,90 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a method sees of one training step.
+class Batch:
+    """The images of one training step, before any network has seen them.
 
     lr, hr      (N, 3, h, w) and (N, 3, scale*h, scale*w) in [0, 1]
-    student     pass of the student over `lr`, with graph
-    teachers    passes of the frozen teachers over `lr`, in the order given, without graph
     iteration   0-based number of this step; total is the planned number of steps
+    part        which micro-batch of the step this is, 0-based
     seed        of the run: methods draw random numbers from `generator()` alone, so that a resumed
                 run draws the same ones
     """
 
     lr: Tensor
     hr: Tensor
-    student: Pass
-    teachers: tuple[Pass, ...] = ()
     iteration: int = 0
     total: int = 1
+    part: int = 0
     seed: int = 0
+
+    def generator(
+        self, stream: str, *, whole_step: bool = False, device: torch.device | str = "cpu"
+    ) -> torch.Generator:
+        """Random numbers that depend on (seed, iteration, part, stream) alone.
+
+        `whole_step` leaves the part out: one draw for all micro-batches. A draw whose values Python
+        needs must be on the CPU, or the step would wait for the device.
+        """
+        import torch
+
+        part = -1 if whole_step else self.part
+        key = f"{self.seed} {self.iteration} {part} {stream}".encode()
+        mixed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little")
+        return torch.Generator(device).manual_seed(mixed)
+
+
+@dataclass(frozen=True)
+class ViewInput:
+    """Images besides the batch that a method wants both networks to see.
+
+    student, teacher    (M, 3, h'', w'') in about [0, 1]; the student's may be augmented (DUKD)
+    """
+
+    student: Tensor
+    teacher: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """Passes over a `ViewInput`: the student's with graph, the teachers' without. No taps."""
+
+    student: Pass
+    teachers: tuple[Pass, ...]
+
+    @property
+    def teacher(self) -> Pass:
+        (only,) = self.teachers
+        return only
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method sees of one training step.
+
+    batch       its images and its random numbers
+    student     pass of the student over `lr`, with graph
+    teachers    passes of the frozen teachers over `lr`, in the order given, without graph
+    views       passes over the images that `Method.views` asked for, by name
+    """
+
+    batch: Batch
+    student: Pass
+    teachers: tuple[Pass, ...] = ()
+    views: Mapping[str, View] = field(default_factory=dict)
+
+    @property
+    def lr(self) -> Tensor:
+        return self.batch.lr
+
+    @property
+    def hr(self) -> Tensor:
+        return self.batch.hr
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the LR images."""
+        return (self.lr.shape[-2], self.lr.shape[-1])
 
     @property
     def teacher(self) -> Pass:
@@ -78,9 +145,17 @@ class Step:
         (only,) = self.teachers
         return only
 
-    def generator(self, stream: int = 0) -> torch.Generator:
-        """CPU random numbers that depend on (seed, iteration, stream) alone."""
-        import torch
 
-        mixed = (self.seed * 1_000_003 + self.iteration) * 1_009 + stream
-        return torch.Generator().manual_seed(mixed % (2**63))
+@dataclass(frozen=True)
+class Setting:
+    """What a training will ask of a method, known before it starts.
+
+    patch_px    side of the LR crops; batch is the number of crops that are run at once
+    iterations  planned number of steps
+    memory      bytes that are free on the device
+    """
+
+    patch_px: int
+    batch: int
+    iterations: int
+    memory: int

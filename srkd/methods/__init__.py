@@ -5,6 +5,7 @@ To add a method: its file, its test, one line in METHODS.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +35,27 @@ class MethodEntry:
 METHODS: dict[str, MethodEntry] = {
     "scratch": MethodEntry("srkd.methods.scratch:Scratch", "the baseline", teachers=(0, 0)),
     "logits": MethodEntry("srkd.methods.logits:Logits", "Hinton et al. 2015, arXiv 1503.02531"),
+    "dukd": MethodEntry("srkd.methods.dukd:Dukd", "Zhang et al., arXiv 2309.14162"),
+    "mipkd": MethodEntry(
+        "srkd.methods.mipkd:Mipkd", "Li et al., ICLR 2025, arXiv 2404.02573", needs_groups=True
+    ),
+    "fitnet": MethodEntry(
+        "srkd.methods.fitnet:Fitnet", "Romero et al., ICLR 2015, arXiv 1412.6550", needs_groups=True
+    ),
+    "at": MethodEntry(
+        "srkd.methods.at:AttentionTransfer",
+        "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928",
+        needs_groups=True,
+    ),
+    "rkd": MethodEntry(
+        "srkd.methods.rkd:Rkd", "Park et al., CVPR 2019, arXiv 1904.05068", needs_groups=True
+    ),
+    "fakd": MethodEntry("srkd.methods.fakd:Fakd", "He et al., ICIP 2020", needs_groups=True),
+    "crosskd": MethodEntry(
+        "srkd.methods.crosskd:CrossKd",
+        "Fang et al., ICVIP 2022 (reconstruction: no public code)",
+        needs_groups=True,
+    ),
 }
 
 
@@ -61,10 +83,11 @@ def _load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def plan(name: str, options: dict[str, Any]) -> MethodPlan:
+def plan(name: str, options: dict[str, Any], family: str = "", scale: int = 0) -> MethodPlan:
     """Read `[method]` of a recipe. `options` holds the keys besides `name`.
 
-    A table named like a part configures that part; a plain key goes to every part that has it.
+    A table named like a part configures that part; a plain key goes to every part that has it. A
+    config with presets fills in what is not set by hand, for the student's family and scale.
     """
     parts = tuple(part.strip() for part in name.split("+"))
     for part in parts:
@@ -96,7 +119,7 @@ def plan(name: str, options: dict[str, Any]) -> MethodPlan:
                     f"method '{part}' has no option '{key}'; {nearest(key, known[part])}"
                 )
         values = {k: v for k, v in shared.items() if k in known[part]} | tables.get(part, {})
-        configs[part] = _config(part, values)
+        configs[part] = _config(part, values, family, scale)
         by_hand[part] = set(values)
     _share_reserved(configs, by_hand)
     return MethodPlan(parts, configs)
@@ -117,14 +140,27 @@ def _share_reserved(configs: dict[str, Any], by_hand: dict[str, set[str]]) -> No
             configs[part] = replace(configs[part], **{key: value})
 
 
-def _config(part: str, values: dict[str, Any]) -> Any:
+def _config(part: str, values: dict[str, Any], family: str, scale: int) -> Any:
     """The frozen config of a part, with the types of its defaults enforced."""
     config_class = _load(METHODS[part].path).Config
     default = config_class()
     checked = {}
     for key, value in values.items():
-        checked[key] = same_type(f"method.{part}.{key}", value, getattr(default, key))
-    return config_class(**checked)
+        like = ("",) if getattr(default, key) == () else getattr(default, key)
+        checked[key] = same_type(f"method.{part}.{key}", value, like)
+    if "preset" in checked:
+        checked = {**config_class.preset_values(checked["preset"], family, scale), **checked}
+    config = config_class(**checked)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise SrkdError(
+                f"method.{part}.{field.name} = {value}, but a finite number of 0 or above is needed."
+            )
+        choices = field.metadata.get("choices")
+        if choices and isinstance(value, str) and value not in choices:
+            raise SrkdError(f"method.{part}.{field.name} = '{value}'; {nearest(value, choices)}")
+    return config
 
 
 def same_type(key: str, value: Any, default: Any) -> Any:

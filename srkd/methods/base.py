@@ -9,12 +9,19 @@ counts them once; the config fields that weight them are `pixel_weight` and `log
 
 from __future__ import annotations
 
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from srkd.types import Step
+    from srkd.types import Batch, Setting, Step, ViewInput
+
+
+def choice(default: str, *others: str) -> Any:
+    """A config field that takes one of these words; any other is refused with the nearest."""
+    return field(default=default, metadata={"choices": (default, *others)})
 
 
 class Method(nn.Module):
@@ -45,9 +52,44 @@ class Method(nn.Module):
         """False when the step's teacher passes would not be read (a weight of 0, say)."""
         return True
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files the method reads; a resumed run must find their contents unchanged."""
+        return ()
+
+    def check(self, setting: Setting) -> tuple[str, ...]:
+        """Refuse what cannot work (`SrkdError`) and return what the user should know beforehand."""
+        return ()
+
+    def start(self, student: nn.Module) -> None:
+        """Set the student's first weights, where a paper asks for it; not called with `student.weights`."""
+
+    def views(self, batch: Batch) -> dict[str, ViewInput]:
+        """More images that the networks shall see; their passes come back as `step.views`.
+
+        The loop runs images of one size in one pass, the batch's included.
+        """
+        return {}
+
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """Name -> weighted scalar in float32. The loop adds them up and logs each."""
+        """Name -> weighted scalar in float32, the same names in every step. The loop adds and logs them."""
         raise NotImplementedError
+
+
+def response_terms(config: Any, step: Step) -> dict[str, Tensor]:
+    """The reserved terms that most methods add their own to, at the config's weights.
+
+    pixel = w |S(x) - y|_1 and logits = w |S(x) - T(x)|_1; a weight of 0 leaves the logits term out.
+    """
+    terms = {"pixel": config.pixel_weight * l1(step.student.sr, step.hr)}
+    if config.logits_weight:
+        terms["logits"] = config.logits_weight * l1(step.student.sr, step.teacher.sr.detach())
+    return terms
+
+
+def zero(step: Step) -> Tensor:
+    """A term that is off in this step."""
+    return torch.zeros((), device=step.lr.device)
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
@@ -84,10 +126,33 @@ class Composed(Method):
     def needs_teacher_pass(self) -> bool:
         return any(p.needs_teacher_pass for _, p in self._methods())
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(f for _, p in self._methods() for f in p.files))
+
+    def check(self, setting: Setting) -> tuple[str, ...]:
+        return tuple(f"{n}: {note}" for n, p in self._methods() for note in p.check(setting))
+
+    def start(self, student: nn.Module) -> None:
+        for _, part in self._methods():
+            part.start(student)
+
+    def views(self, batch: Batch) -> dict[str, ViewInput]:
+        return {
+            f"{name}.{view}": wanted
+            for name, part in self._methods()
+            for view, wanted in part.views(batch).items()
+        }
+
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for name, part in self._methods():
-            for term, value in part.loss(step).items():
+            own = {
+                view.removeprefix(f"{name}."): passes
+                for view, passes in step.views.items()
+                if view.startswith(f"{name}.")
+            }
+            for term, value in part.loss(replace(step, views=own)).items():
                 if term not in self.owners:
                     terms[f"{name}.{term}"] = value
                 elif self.owners[term] == name:

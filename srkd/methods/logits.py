@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from srkd.methods.base import Method, l1
+from srkd.methods.base import Method, response_terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,4 @@ class Logits(Method):
         return self.config.logits_weight != 0
 
     def loss(self, step: Step) -> dict[str, Tensor]:  # Eq. (1)
-        c = self.config
-        terms = {"pixel": c.pixel_weight * l1(step.student.sr, step.hr)}
-        if self.needs_teacher_pass:
-            terms["logits"] = c.logits_weight * l1(step.student.sr, step.teacher.sr.detach())
-        return terms
+        return response_terms(self.config, step)

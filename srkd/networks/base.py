@@ -112,6 +112,12 @@ class Network(nn.Module):
         sr = self.crop(self.tail(feature, head), (lr.shape[-2], lr.shape[-1]))
         return Pass(network=self, sr=sr, head=head, taps=kept)
 
+    def between(self, feature: Tensor, after: str, until: str) -> Tensor:
+        """Run the groups after the tap `after`, the one that ends in the tap `until` included."""
+        for group in self.groups[self.position(after) : self.position(until)]:  # type: ignore[attr-defined]
+            feature = group(feature)
+        return feature
+
     def rest(self, feature: Tensor, after: str, head: Tensor, size: tuple[int, int]) -> Tensor:
         """Run everything after the tap `after` on a feature (N, C, h', w').
 

@@ -13,7 +13,7 @@ from srkd.errors import SrkdError
 from srkd.methods import METHODS, MethodEntry, check_teachers, make, plan
 from srkd.methods.base import Method, l1
 from srkd.networks import build_family
-from srkd.types import Pass, Step
+from srkd.types import Batch, Pass, Step
 
 SIZES = {"channels": 8, "blocks": 2, "scale": 2}
 
@@ -30,7 +30,7 @@ def step_of(student: nn.Module, teacher: nn.Module | None, method: Method) -> St
     if teacher is not None:
         with torch.no_grad():
             teachers = (teacher.run(lr, method.teacher_taps),)
-    return Step(lr, hr, student.run(lr, method.student_taps), teachers, iteration=0, total=10)
+    return Step(Batch(lr, hr, total=10), student.run(lr, method.student_taps), teachers)
 
 
 def constant(value: float) -> Pass:
@@ -40,14 +40,16 @@ def constant(value: float) -> Pass:
 def test_scratch_by_hand() -> None:
     # Eq. (1): |0.5 - 0.25| = 0.25 everywhere, times the weight 2.
     method = make(plan("scratch", {"pixel_weight": 2.0}), nn.Identity(), ())
-    step = Step(torch.zeros(1), torch.full((1, 3, 2, 2), 0.25), constant(0.5))
+    step = Step(Batch(torch.zeros(1), torch.full((1, 3, 2, 2), 0.25)), constant(0.5))
     assert {k: v.item() for k, v in method.loss(step).items()} == {"pixel": 0.5}
 
 
 def test_logits_by_hand() -> None:
     # |0.5 - 0.25| = 0.25 and |0.5 - 0.375| = 0.125, each times its weight.
     method = make(plan("logits", {"logits_weight": 4}), nn.Identity(), (nn.Identity(),))
-    step = Step(torch.zeros(1), torch.full((1, 3, 2, 2), 0.25), constant(0.5), (constant(0.375),))
+    step = Step(
+        Batch(torch.zeros(1), torch.full((1, 3, 2, 2), 0.25)), constant(0.5), (constant(0.375),)
+    )
     assert {k: v.item() for k, v in method.loss(step).items()} == {"pixel": 0.25, "logits": 0.5}
 
 
@@ -82,7 +84,7 @@ def test_logits_of_equal_networks_is_zero() -> None:
 def test_weight_zero_asks_for_no_teacher_pass() -> None:
     method = make(plan("logits", {"logits_weight": 0.0}), nn.Identity(), (nn.Identity(),))
     assert not method.needs_teacher_pass
-    step = Step(torch.zeros(1), torch.full((1, 3, 2, 2), 0.25), constant(0.5))
+    step = Step(Batch(torch.zeros(1), torch.full((1, 3, 2, 2), 0.25)), constant(0.5))
     assert set(method.loss(step)) == {"pixel"}
 
 
