@@ -18,7 +18,9 @@ def methods() -> dict[str, dict[str, str]]:
             "no teacher"
             if most == 0
             else "one teacher"
-            if most == 1
+            if (fewest, most) == (1, 1)
+            else "one teacher or none"
+            if (fewest, most) == (0, 1)
             else f"{fewest} or more teachers"
         )
         if entry.needs_groups:

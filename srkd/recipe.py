@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +134,49 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_recipe(path: Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file (or start from the defaults) and apply `a.b=value` overrides in order."""
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SrkdError(
-                f"cannot read recipe {path}: {error.strerror}. Give a TOML file."
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SrkdError(f"recipe {path} is not valid TOML: {error}.") from error
+    """Read a recipe file (or start from the defaults) and apply `a.b=value` overrides in order.
+
+    `extends = "other.toml"` in a file (path relative to it) starts from that recipe, and `{scale}` in the
+    paths of teachers, data and first weights stands for the student's scale.
+    """
+    tree: dict[str, Any] = {} if path is None else _read(path)
     for override in overrides:
         _apply(tree, override)
     return recipe_from(tree)
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tree of a recipe file laid over the one that it extends."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SrkdError(
+            f"cannot read recipe {path}: {error.strerror}. Give a TOML file."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SrkdError(f"recipe {path} is not valid TOML: {error}.") from error
+    if "extends" not in tree:
+        return tree
+    base = tree.pop("extends")
+    if not isinstance(base, str):
+        raise SrkdError(f"recipe {path}: extends = {base!r}, but the path of a recipe is needed.")
+    resolved = path.resolve()
+    if resolved in seen:
+        raise SrkdError(f"recipe {path} extends itself; remove one 'extends'.")
+    return _over(_read(path.parent / base, (*seen, resolved)), tree)
+
+
+def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key; another method leaves the options of the first behind."""
+    merged = dict(under)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            fresh = key == "method" and value.get("name", old.get("name")) != old.get("name")
+            merged[key] = value if fresh else _over(old, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -186,14 +215,33 @@ def recipe_from(tree: dict[str, Any]) -> Recipe:
         raise SrkdError(f"method.name = {name!r} is no text; {nearest('', list(METHODS))}")
     sections = {name: _section(name, tree.get(name, {})) for name in SECTIONS}
     student = sections["student"]
+    entry = zoo_entry(student.network)
+    for section, key in SCALED_KEYS:
+        sections[section] = replace(
+            sections[section],
+            **{key: _scaled(getattr(sections[section], key), student.scale)},
+        )
     recipe = Recipe(
-        method=plan(name, options, zoo_entry(student.network).family, student.scale),
+        method=plan(name, options, entry.family, student.scale),
         seed=same_type("seed", tree.get("seed", 0), 0),
         with_baseline=same_type("with_baseline", tree.get("with_baseline", False), False),
         **sections,
     )
     _check(recipe)
     return recipe
+
+
+# Paths in which {scale} stands for the student's scale, so that one recipe serves x2, x3 and x4.
+SCALED_KEYS = (
+    *(("student", "weights"), ("teacher", "models")),
+    *(("data", "train"), ("data", "lr"), ("validate", "sets")),
+)
+
+
+def _scaled(value: Any, scale: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_scaled(v, scale) for v in value)
+    return value.replace("{scale}", str(scale))
 
 
 def _section(name: str, values: Any) -> Any:

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from srkd.devices import pick_device, pick_precision
 from srkd.errors import MissingError, SrkdError
 from srkd.files import sha256
-from srkd.methods import check_teachers, make
+from srkd.methods import check_teachers, file_options, make
 from srkd.models import LoadedModel, load_model
 from srkd.networks import build
 from srkd.networks.base import Network
+from srkd.passes import passes
 from srkd.recipe import recipe_from
 from srkd.tiling import memory_budget, out_of_memory
-from srkd.types import Batch, Pass, Setting, Step, View
+from srkd.types import Batch, Setting, Step, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from srkd.inputs import Inputs
     from srkd.methods.base import Method
     from srkd.recipe import Recipe, TrainConfig
-    from srkd.types import Facts
+    from srkd.types import Facts, Pass
 
 
 @dataclass
@@ -82,13 +83,6 @@ def learning_rate_at(train: TrainConfig, step: int) -> float:
 def ema_decay_at(decay: float, step: int) -> float:
     """Decay of the weight average; it grows at the start, so that the random weights are forgotten."""
     return min(decay, (1 + step) / (10 + step))
-
-
-def forward(network: nn.Module, lr: Tensor, taps: tuple[str, ...] = ()) -> Pass:
-    """One pass of a network of ours or a foreign one (which has outputs only)."""
-    if isinstance(network, Network):
-        return network.run(lr, taps)
-    return Pass(network=network, sr=network(lr))
 
 
 def load_teachers(recipe: Recipe) -> list[LoadedModel]:
@@ -165,10 +159,15 @@ def absolute(recipe: Recipe) -> Recipe:
         d, train=d.train if d.train == "builtin" else full(d.train), lr=full(d.lr) if d.lr else ""
     )
     sets = tuple(s if s.lower() == "builtin" else full(s) for s in recipe.validate.sets)
+    configs = dict(recipe.method.configs)
+    for part, key in file_options(recipe.method):
+        if file := getattr(configs[part], key):
+            configs[part] = replace(configs[part], **{key: full(file)})
     start = recipe.student.weights
     return replace(
         recipe,
         data=data,
+        method=replace(recipe.method, configs=configs),
         validate=replace(recipe.validate, sets=sets),
         teacher=replace(recipe.teacher, models=tuple(full(m) for m in recipe.teacher.models)),
         student=replace(recipe.student, weights=full(start) if start else ""),
@@ -311,7 +310,9 @@ def _check_unchanged(
     training: Training, inputs: Inputs, state: dict[str, Any], folder: Path
 ) -> None:
     saved = recipe_from(tomllib.loads(state["recipe"]))
-    changed = [d for d in saved.differences(training.recipe) if not d.startswith(FREE_KEYS)]
+    files = [f"method.{part}.{key}" for part, key in file_options(saved.method)]
+    free = (*FREE_KEYS, *files)
+    changed = [d for d in saved.differences(training.recipe) if not d.startswith(free)]
     if changed:
         raise SrkdError(
             f"{folder}/recipe.toml was changed since the run began, so it cannot be resumed exactly: "
@@ -388,31 +389,6 @@ def loss_terms(training: Training, lr: Tensor, hr: Tensor, part: int = 0) -> dic
             },
         )
         return method.loss(step)
-
-
-def passes(network: nn.Module, images: list[Tensor], taps: tuple[str, ...]) -> list[Pass]:
-    """Passes of one network over several batches; those of one image size share one pass.
-
-    The first batch alone keeps the features at `taps`.
-    """
-    found: dict[int, Pass] = {}
-    for size in dict.fromkeys(image.shape[-2:] for image in images):
-        members = [i for i, image in enumerate(images) if image.shape[-2:] == size]
-        joined = torch.cat([images[i] for i in members]) if len(members) > 1 else images[members[0]]
-        whole = forward(network, joined, taps if 0 in members else ())
-        start = 0
-        for i in members:
-            stop = start + len(images[i])
-            found[i] = slice_pass(whole, start, stop, taps=i == 0) if len(members) > 1 else whole
-            start = stop
-    return [found[i] for i in range(len(images))]
-
-
-def slice_pass(whole: Pass, start: int, stop: int, *, taps: bool) -> Pass:
-    """The part of a pass that belongs to the samples start..stop."""
-    head = whole.head[start:stop] if taps and whole.head is not None else None
-    kept = {name: feature[start:stop] for name, feature in whole.taps.items()} if taps else {}
-    return Pass(network=whole.network, sr=whole.sr[start:stop], head=head, taps=kept)
 
 
 @torch.no_grad()

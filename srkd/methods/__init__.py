@@ -56,6 +56,12 @@ METHODS: dict[str, MethodEntry] = {
         "Fang et al., ICVIP 2022 (reconstruction: no public code)",
         needs_groups=True,
     ),
+    "csd": MethodEntry(
+        "srkd.methods.csd:Csd",
+        "Wang et al., IJCAI 2021, arXiv 2105.11683",
+        teachers=(0, 1),
+        needs_groups=True,
+    ),
 }
 
 
@@ -78,6 +84,16 @@ class MethodPlan:
         return any(METHODS[p].needs_groups for p in self.parts)
 
 
+def file_options(chosen: MethodPlan) -> list[tuple[str, str]]:
+    """(part, option) of every option that names a file."""
+    return [
+        (part, field.name)
+        for part, config in chosen.configs.items()
+        for field in fields(config)
+        if field.metadata.get("file")
+    ]
+
+
 def _load(path: str) -> Any:
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
@@ -95,6 +111,7 @@ def plan(name: str, options: dict[str, Any], family: str = "", scale: int = 0) -
             raise SrkdError(f"unknown method '{part}'; {nearest(part, list(METHODS))}")
     if len(set(parts)) != len(parts):
         raise SrkdError(f"method '{name}' names one part twice; each part counts once.")
+    _check_together(parts)
 
     shared = {k: v for k, v in options.items() if not isinstance(v, dict)}
     tables = {k: v for k, v in options.items() if isinstance(v, dict)}
@@ -123,6 +140,21 @@ def plan(name: str, options: dict[str, Any], family: str = "", scale: int = 0) -
         by_hand[part] = set(values)
     _share_reserved(configs, by_hand)
     return MethodPlan(parts, configs)
+
+
+def _check_together(parts: tuple[str, ...]) -> None:
+    """Refuse parts that no number of teachers suits."""
+    fewest = max(parts, key=lambda p: METHODS[p].teachers[0])
+    limited = [p for p in parts if METHODS[p].teachers[1] is not None]
+    if not limited:
+        return
+    most = min(limited, key=lambda p: METHODS[p].teachers[1] or 0)
+    low, high = METHODS[fewest].teachers[0], METHODS[most].teachers[1] or 0
+    if low > high:
+        raise SrkdError(
+            f"'{'+'.join(parts)}' cannot be combined: '{most}' takes {high or 'no'} teacher{'s' * (high > 1)} "
+            f"and '{fewest}' needs {low}; leave '{most}' out."
+        )
 
 
 def _share_reserved(configs: dict[str, Any], by_hand: dict[str, set[str]]) -> None:

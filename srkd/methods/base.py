@@ -24,6 +24,11 @@ def choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
+def file_option() -> Any:
+    """A config field that names a file, "" for none: made absolute, so that a run resumes from anywhere."""
+    return field(default="", metadata={"file": True})
+
+
 class Method(nn.Module):
     """Base of every method. Subclasses set `Config` and write `loss`."""
 

@@ -133,8 +133,15 @@ class Dukd(Method):
         )
         if not (config.zoom_out_weight or config.zoom_out_pixel_weight):
             self.zooms_out = False
+        # The smallest LR crop that every network of ours still takes when it is made smaller.
+        self.zoom_out_px = max(smallest_zoom(n) for n in (student, *teachers))
 
     def check(self, setting: Setting) -> tuple[str, ...]:
+        if self.zooms_out and setting.patch_px < self.zoom_out_px:
+            raise SrkdError(
+                f"data.patch = {setting.patch_px}, but zoom-out with these networks needs at least "
+                f"{self.zoom_out_px} LR pixels; raise data.patch, or set method.dukd.zoom_out=off."
+            )
         if not self.zooms_out and self.config.zoom_out == "auto" and self.config.zoom_out_weight:
             return ("no zoom-out: a network of the pair has windows, as in the paper",)
         return ()
@@ -153,11 +160,6 @@ class Dukd(Method):
             )
             views["zoom_in"] = self._view(batch, "zoom_in", crops)
         if self.zooms_out:
-            if min(h, w) < scale:
-                raise SrkdError(
-                    f"dukd makes LR crops of {h} px smaller by {scale}; raise data.patch, or set "
-                    "method.dukd.zoom_out=off."
-                )
             views["zoom_out"] = self._view(batch, "zoom_out", downscale(batch.lr, scale))
         return views
 
@@ -205,6 +207,13 @@ def has_windows(network: nn.Module) -> bool:
     from srkd.networks.base import Network
 
     return isinstance(network, Network) and network.facts.size_multiple > 1
+
+
+def smallest_zoom(network: nn.Module) -> int:
+    """Side in pixels of the smallest image that, made smaller by the scale, a network of ours takes."""
+    from srkd.networks.base import Network
+
+    return network.scale * network.facts.minimum_px if isinstance(network, Network) else 1
 
 
 def _is_channels_last(image: Tensor) -> bool:

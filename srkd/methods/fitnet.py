@@ -10,8 +10,9 @@ arXiv 1412.6550. For super-resolution as a baseline of FAKD, DUKD and MiPKD.
     w             1; the paper's own practice on small images uses 100
 
 Departs from the paper: one joint training instead of a hint stage before the task, as the super-resolution
-papers compare it. `feature_norm = "rms"` divides both sides by the teacher's running RMS, which across
-families (0..255 against 0..1) is needed and therefore on.
+papers compare it; and both sides of (1) are divided by the teacher's running RMS, because the raw features of
+EDSR and RCAN are on a 0..255 scale, where (1) is thousands of times the pixel term (`feature_norm = "none"`:
+as they are; "auto": only across families, where the scales differ).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class FitnetConfig:
     pixel_weight: float = 1.0
     logits_weight: float = 1.0
     weight: float = 1.0
-    feature_norm: str = choice("auto", "none", "rms")
+    feature_norm: str = choice("rms", "none", "auto")
     positions: tuple[str, ...] = ()  # "student:teacher" taps; empty: the usual three
 
 

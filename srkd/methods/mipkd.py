@@ -21,13 +21,17 @@ leaves open is our choice and marked so.
 
 Ours, where the paper is silent: P(M = 1) = 0.5; each position's L_block is dropped with probability 0.5 but
 one always stays; encoders and decoder are two 3x3 convolutions with a ReLU; a 1x1 convolution C_T -> C_S
-before the student's rest; L1; weight 1 for L_ae. `mix_mode = "chain"` is the other reading of (6): one path
+before the student's rest; L1; weight 1 for L_ae. Half the teacher's width in the latent space keeps the step
+within the paper's cost (1.78 logits steps). L_feat and L_ae are divided by the running RMS of F^T: the raw
+features of EDSR and RCAN are on a 0..255 scale, where L_feat is hundreds of times the pixel term and drowns it
+(`feature_norm = "none"`: as they are). `mix_mode = "chain"` is the other reading of (6): one path
 whose segments between positions belong to either network at random, each passing a mixer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +43,7 @@ from srkd.methods.features import FeatureMethod, make_norms, match_width, rest_o
 from srkd.methods.positions import network_of
 
 if TYPE_CHECKING:
+    from srkd.networks.base import Network
     from srkd.types import Step
 
 
@@ -54,10 +59,10 @@ class MipkdConfig:
     mask_ratio: float = 0.5  # share of the teacher in the mix
     encoder: str = choice("separate", "shared", "none")
     layers: str = choice("conv", "mlp")
-    latent: float = 1.0  # channels of the latent space over the teacher's
+    latent: float = 0.5  # channels of the latent space over the teacher's
     drop: float = 0.5  # probability that a position's L_block is left out of a step
     mix_mode: str = choice("position", "chain")
-    feature_norm: str = choice("auto", "none", "rms")
+    feature_norm: str = choice("rms", "none", "auto")
     positions: tuple[str, ...] = ()  # "student:teacher" taps; empty: the usual three
 
 
@@ -164,6 +169,8 @@ class Mipkd(FeatureMethod):
     ) -> None:
         super().__init__(config, student, teachers)
         _check(config)
+        if config.mix_mode == "chain":
+            self._check_order(network_of(student), network_of(teachers[0]))
         c_s, c_t, count = self.student_channels, self.teacher_channels, len(self.pairs)
         self.mixers: nn.ModuleList | None = None
         self.widen: nn.ModuleList | None = None
@@ -176,6 +183,17 @@ class Mipkd(FeatureMethod):
             self.widen = nn.ModuleList(match_width(c_s, c_t) for _ in self.pairs)
         if config.block_weight and self.mixers is not None:
             self.narrow = nn.ModuleList(match_width(c_t, c_s) for _ in self.pairs)
+
+    def _check_order(self, student: Network, teacher: Network) -> None:
+        """A path runs forwards: a position before the last one would silently skip its segment."""
+        for one, other in pairwise(self.pairs):
+            if student.position(one[0]) > student.position(other[0]) or (
+                teacher.position(one[1]) > teacher.position(other[1])
+            ):
+                raise SrkdError(
+                    f"position {':'.join(other)} comes after {':'.join(one)} in method.mipkd.positions but "
+                    "before it in a network, and mix_mode = 'chain' runs forwards; list them in order."
+                )
 
     def loss(self, step: Step) -> dict[str, Tensor]:  # Eq. (9)
         c = self.config

@@ -1,0 +1,141 @@
+"""Every shipped recipe loads and trains: two steps with its networks and crops made small."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from srkd.errors import SrkdError
+from srkd.models import save_model
+from srkd.networks import ZOO, ZooEntry, build
+from srkd.recipe import Recipe, load_recipe
+from srkd.training import prepare, train_step
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+PATCH, BATCH = 16, 3
+
+# Teacher file -> network of the zoo; what a user downloads or trains first.
+TEACHERS = {
+    "rcan_c": "rcan_c",
+    "edsr_x": "edsr",
+    "RCAN_BIX": "rcan",
+    "001_classicalSR": "swinir",
+    "dukd_teacher": "edsr_c64b32",
+    "mipkd_teacher": "rcan_c32b6g10",
+}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / "recipes").with_suffix(""))
+
+
+def shrunken(entry: ZooEntry) -> ZooEntry:
+    """The same family and proportions of width with two blocks."""
+    a = dict(entry.arguments)
+    if entry.family == "swinir":
+        a |= {"channels": a["channels"] // 5, "depths": (2,) * len(a["depths"]), "heads": 6}
+    elif entry.family == "rcan":
+        a |= {"channels": a["channels"] // 2, "blocks": 1, "reduction": 4}
+    else:
+        a |= {"channels": max(4, a["channels"] // 8), "blocks": min(a["blocks"], 5)}
+    return replace(entry, arguments=a)
+
+
+@pytest.fixture
+def small_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(ZOO):
+        monkeypatch.setitem(ZOO, name, shrunken(ZOO[name]))
+
+
+def small(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with small crops and with teachers that exist."""
+    models = []
+    for spec in recipe.teacher.models:
+        network = next(name for key, name in TEACHERS.items() if key in spec)
+        path = folder / f"{network}-{len(models)}"
+        save_model(path, build(network, recipe.student.scale), {})
+        models.append(str(path))
+    return replace(
+        recipe,
+        teacher=replace(recipe.teacher, models=tuple(models)),
+        data=replace(recipe.data, patch=PATCH),
+        train=replace(recipe.train, batch=BATCH, iterations=2, precision="fp32"),
+    )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_trains(path: Path, small_zoo: None, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    if recipe.method.name == "csd":
+        pytest.skip("tested with its perceptual network in tests/methods/test_csd.py")
+    training = prepare(small(recipe, tmp_path), "cpu")
+    before = [p.detach().clone() for p in training.student.parameters()]
+    scale = recipe.student.scale
+    random = torch.Generator().manual_seed(0)
+    lr = torch.randint(256, (BATCH, 3, PATCH, PATCH), generator=random, dtype=torch.uint8)
+    hr = lr.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    for _ in range(2):
+        terms = train_step(training, lr, hr)
+        assert all(torch.isfinite(value) for value in terms.values()), terms
+    moved = [
+        not torch.equal(a, b) for a, b in zip(before, training.student.parameters(), strict=True)
+    ]
+    # From the first convolution to the last; a dead ReLU in an attention of two channels may hold a few.
+    assert moved[0] and moved[-1] and sum(moved) > 0.6 * len(moved)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("name", ["dukd_edsr", "dukd_rcan", "dukd_swinir", "mipkd_edsr"])
+def test_one_recipe_serves_every_scale(name: str, scale: int) -> None:
+    recipe = load_recipe(ROOT / f"recipes/papers/{name}.toml", [f"student.scale={scale}"])
+    assert recipe.data.lr == f"DIV2K_train_LR_bicubic/X{scale}"
+    (teacher,) = recipe.teacher.models
+    assert f"{scale}." in teacher
+    assert "{" not in recipe.to_toml()
+
+
+def test_papers_protocol() -> None:
+    # The settings that both papers print (DUKD section 4.1, MiPKD section 4.1).
+    for name in ("dukd_edsr", "mipkd_rcan", "dukd_swinir", "mipkd_edsr_c64b16"):
+        r = load_recipe(ROOT / f"recipes/papers/{name}.toml")
+        t = r.train
+        assert (r.data.patch, t.batch, t.iterations, t.betas) == (48, 16, 250_000, (0.9, 0.99))
+        assert (t.learning_rate, t.schedule, t.milestone_every, t.gamma) == (
+            1e-4,
+            "step",
+            100_000,
+            0.1,
+        )
+
+
+def test_extending_merges_sections_and_another_method_drops_the_options(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(
+        'seed = 3\n[train]\nbatch = 8\n[method]\nname = "dukd"\nprobability = 0.5\n'
+    )
+    (tmp_path / "sub").mkdir()
+    child = tmp_path / "sub" / "child.toml"
+    child.write_text('extends = "../base.toml"\n[train]\niterations = 7\n[method]\ncrops = 2\n')
+    recipe = load_recipe(child, ["train.iterations=9"])
+    assert (recipe.seed, recipe.train.batch, recipe.train.iterations) == (3, 8, 9)
+    dukd = recipe.method.configs["dukd"]
+    assert (dukd.probability, dukd.crops) == (0.5, 2)
+    child.write_text('extends = "../base.toml"\n[method]\nname = "logits"\n')
+    assert load_recipe(child).method.name == "logits"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "child.toml"\n', "extends itself"),
+        ('extends = "absent.toml"\n', "cannot read recipe .*absent.toml"),
+        ("extends = 3\n", "the path of a recipe is needed"),
+    ],
+)
+def test_bad_extends_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "child.toml").write_text(text)
+    with pytest.raises(SrkdError, match=message):
+        load_recipe(tmp_path / "child.toml")
