@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from srkd.types import Batch, Setting, Step
 
+RELEASED = ("edsr", "rcan", "swinir")  # families that the public configuration files cover
 OPERATIONS = 4  # inversion, flip of the height, flip of the width, transpose
 
 
@@ -60,6 +61,11 @@ class DukdConfig:
         """What the public configuration files set, by family of the student and scale."""
         if preset != "released":
             return {}
+        if family not in RELEASED:
+            raise SrkdError(
+                f"method.dukd.preset = 'released' is known for students of {', '.join(RELEASED)}, not of "
+                f"'{family}'; leave the preset out and set the options by hand."
+            )
         like_edsr = family != "rcan"
         pixel = 5.0 if like_edsr else {3: 2.0}.get(scale, 1.0)
         zoom_out = family == "edsr" or (family == "rcan" and scale == 3)

@@ -44,7 +44,7 @@ from srkd.methods.positions import network_of
 
 if TYPE_CHECKING:
     from srkd.networks.base import Network
-    from srkd.types import Step
+    from srkd.types import Setting, Step
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,22 @@ class Mipkd(FeatureMethod):
                     f"position {':'.join(other)} comes after {':'.join(one)} in method.mipkd.positions but "
                     "before it in a network, and mix_mode = 'chain' runs forwards; list them in order."
                 )
+
+    def check(self, setting: Setting) -> tuple[str, ...]:
+        """Options that were set and that the other options leave without effect are named."""
+        super().check(setting)
+        c, usual = self.config, MipkdConfig()
+        idle = {
+            "drop": c.mix_mode == "chain" or not c.block_weight,
+            "mask_ratio": c.mask == "grid",
+            "latent": c.encoder == "none",
+            "layers": c.encoder == "none",
+        }
+        return tuple(
+            f"method.mipkd.{key} = {getattr(c, key)} has no effect with these options"
+            for key, unused in idle.items()
+            if unused and getattr(c, key) != getattr(usual, key)
+        )
 
     def loss(self, step: Step) -> dict[str, Tensor]:  # Eq. (9)
         c = self.config

@@ -485,3 +485,10 @@ def test_released_settings_train() -> None:
         *("pixel", "logits"),
         *("dukd.zoom_in", "dukd.zoom_out", "dukd.zoom_out_pixel"),
     }
+
+
+def test_released_preset_of_another_family_is_refused() -> None:
+    with pytest.raises(
+        SrkdError, match="is known for students of edsr, rcan, swinir, not of 'bsrn'"
+    ):
+        plan("dukd", {"preset": "released"}, "bsrn", 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,19 +48,6 @@ def mixer_of(method: Mipkd, k: int) -> Mixer:
 
 
 # -- the mask ---------------------------------------------------------------------------------------
-
-
-def test_mask_of_ones_is_the_teacher_and_of_zeros_the_student() -> None:
-    mixer = Mixer(4, 6, MipkdConfig(latent=1.0))
-    f_s, f_t = torch.randn(2, 4, 5, 5), torch.randn(2, 6, 5, 5)
-    z_s, z_t = mixer.encode_s(f_s), mixer.encode_t(f_t)
-    ones = torch.ones(2, 6, 5, 5, dtype=torch.bool)
-    assert torch.equal(mixer(z_s, z_t, ones), mixer.decode(mixer.encode_t(f_t)))
-    assert torch.equal(mixer(z_s, z_t, ~ones), mixer.decode(mixer.encode_s(f_s)))
-    # Eq. (4) in between: every element comes from one of the two.
-    mask = random_mask(z_t, 0.5, torch.Generator().manual_seed(0))
-    m = mask.float()
-    assert torch.allclose(mixer(z_s, z_t, mask), mixer.decode(z_s * (1 - m) + z_t * m))
 
 
 def test_a_mix_of_the_teacher_alone_is_its_autoencoder() -> None:
@@ -168,27 +156,6 @@ def test_width_adapters_are_nothing_for_equal_widths() -> None:
     assert all(isinstance(layer, nn.Identity) for layer in same.narrow)
     shapes = [(m.in_channels, m.out_channels) for m in other.narrow if isinstance(m, nn.Conv2d)]
     assert shapes == [(6, 4)] * 3
-
-
-def test_shared_encoder_has_one_set_of_weights() -> None:
-    mixer = Mixer(4, 6, MipkdConfig(encoder="shared", latent=1.0))
-    f_t = torch.randn(1, 6, 5, 5)
-    assert isinstance(mixer.encode_s, nn.Sequential)
-    assert torch.equal(mixer.encode_s[1](f_t), mixer.encode_t(f_t))
-    assert isinstance(mixer.encode_s[0], nn.Conv2d)  # to the teacher's width first
-    same = Mixer(6, 6, MipkdConfig(encoder="shared", latent=1.0))
-    assert torch.equal(same.encode_s(f_t), same.encode_t(f_t))
-    count = sum(p.numel() for p in same.parameters())
-    separate = sum(p.numel() for p in Mixer(6, 6, MipkdConfig(latent=1.0)).parameters())
-    assert count * 3 == separate * 2
-
-
-def test_latent_space_has_its_share_of_the_teachers_channels() -> None:
-    mixer = Mixer(4, 6, MipkdConfig(latent=0.5))
-    f_s, f_t = torch.randn(1, 4, 5, 5), torch.randn(1, 6, 5, 5)
-    z_s, z_t = mixer.encode_s(f_s), mixer.encode_t(f_t)
-    assert z_s.shape == z_t.shape == (1, 3, 5, 5)
-    assert mixer(z_s, z_t, grid_mask(z_t)).shape == f_t.shape
 
 
 def test_teacher_features_are_detached() -> None:
@@ -467,6 +434,28 @@ def test_chain_of_one_owner_is_that_network(monkeypatch: pytest.MonkeyPatch) -> 
     force(monkeypatch, [True] * 3, [True] * 3)
     terms = method.loss(step_at(method, student, twin))
     assert terms["block"].item() == pytest.approx(0.1 * terms["logits"].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("owners", list(itertools.product((False, True), repeat=3)))
+def test_chain_by_hand(monkeypatch: pytest.MonkeyPatch, owners: tuple[bool, ...]) -> None:
+    """What a segment gives takes the place of its network's own feature in the next mix."""
+    student, teacher = student_of("edsr"), teacher_of("edsr", blocks=6)
+    method = mipkd(student, teacher, mix_mode="chain", encoder="none", mask="grid")
+    force(monkeypatch, [True] * 3, list(owners))
+    step = step_at(method, student, teacher)
+    assert method.pairs == (("block1", "block2"), ("block3", "block4"), ("body", "body"))
+    f_s, f_t = ([p.taps[t] for t in p.taps] for p in (step.student, step.teacher))
+    cuts = {True: (1, 3, 5), False: (2, 4, 7)}  # groups before each position
+    for k, own in enumerate(owners[:2]):
+        path = torch.where(grid_mask(f_s[k]), f_t[k], f_s[k])
+        for group in list((student if own else teacher).groups)[cuts[own][k] : cuts[own][k + 1]]:
+            path = group(path)
+        (f_s if own else f_t)[k + 1] = path
+    mixed = torch.where(grid_mask(f_s[2]), f_t[2], f_s[2])
+    network, run = (student, step.student) if owners[2] else (teacher, step.teacher)
+    expected = 0.1 * l1(network.tail(mixed, run.head), step.teacher.sr)
+    assert method.loss(step)["block"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert expected.item() > 0
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
-"""MiPKD's masks and encoder layers: values by hand."""
+"""MiPKD's masks and one mixer: values by hand; options without effect."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from tiny_pair import student_of, teacher_of
+from torch import nn
 
+from srkd.methods import make, plan
 from srkd.methods.mipkd import (
+    MipkdConfig,
+    Mixer,
     cka_mask,
     cosine_mask,
     grid_mask,
@@ -13,6 +18,7 @@ from srkd.methods.mipkd import (
     random_mask,
     two_layers,
 )
+from srkd.types import Setting
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5])
@@ -78,3 +84,47 @@ def test_both_kinds_of_layers_have_as_many_weights() -> None:
         lambda f: two_layers(1, 1, 1, "mlp")(f)[0, 0, 2, 2], torch.randn(1, 1, 5, 5)
     )
     assert set(spread.nonzero()[:, 2:].flatten().tolist()) == {2}  # an MLP sees one place
+
+
+def test_mask_of_ones_is_the_teacher_and_of_zeros_the_student() -> None:
+    mixer = Mixer(4, 6, MipkdConfig(latent=1.0))
+    f_s, f_t = torch.randn(2, 4, 5, 5), torch.randn(2, 6, 5, 5)
+    z_s, z_t = mixer.encode_s(f_s), mixer.encode_t(f_t)
+    ones = torch.ones(2, 6, 5, 5, dtype=torch.bool)
+    assert torch.equal(mixer(z_s, z_t, ones), mixer.decode(mixer.encode_t(f_t)))
+    assert torch.equal(mixer(z_s, z_t, ~ones), mixer.decode(mixer.encode_s(f_s)))
+    # Eq. (4) in between: every element comes from one of the two.
+    mask = random_mask(z_t, 0.5, torch.Generator().manual_seed(0))
+    m = mask.float()
+    assert torch.allclose(mixer(z_s, z_t, mask), mixer.decode(z_s * (1 - m) + z_t * m))
+
+
+def test_shared_encoder_has_one_set_of_weights() -> None:
+    mixer = Mixer(4, 6, MipkdConfig(encoder="shared", latent=1.0))
+    f_t = torch.randn(1, 6, 5, 5)
+    assert isinstance(mixer.encode_s, nn.Sequential)
+    assert torch.equal(mixer.encode_s[1](f_t), mixer.encode_t(f_t))
+    assert isinstance(mixer.encode_s[0], nn.Conv2d)  # to the teacher's width first
+    same = Mixer(6, 6, MipkdConfig(encoder="shared", latent=1.0))
+    assert torch.equal(same.encode_s(f_t), same.encode_t(f_t))
+    count = sum(p.numel() for p in same.parameters())
+    separate = sum(p.numel() for p in Mixer(6, 6, MipkdConfig(latent=1.0)).parameters())
+    assert count * 3 == separate * 2
+
+
+def test_latent_space_has_its_share_of_the_teachers_channels() -> None:
+    mixer = Mixer(4, 6, MipkdConfig(latent=0.5))
+    f_s, f_t = torch.randn(1, 4, 5, 5), torch.randn(1, 6, 5, 5)
+    z_s, z_t = mixer.encode_s(f_s), mixer.encode_t(f_t)
+    assert z_s.shape == z_t.shape == (1, 3, 5, 5)
+    assert mixer(z_s, z_t, grid_mask(z_t)).shape == f_t.shape
+
+
+def test_options_without_effect_are_named() -> None:
+    setting = Setting(patch_px=16, batch=2, iterations=10, memory=2**30)
+    pair = student_of("edsr"), (teacher_of("edsr"),)
+    chain = make(plan("mipkd", {"mix_mode": "chain", "drop": 0.25}), *pair)
+    assert chain.check(setting) == (
+        "mipkd: method.mipkd.drop = 0.25 has no effect with these options",
+    )
+    assert make(plan("mipkd", {}), *pair).check(setting) == ()
