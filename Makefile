@@ -2,6 +2,7 @@
 # make setup GPU=1  for a machine with a CUDA GPU (onnxruntime-gpu instead of onnxruntime)
 
 PY := .venv/bin/python
+JOBS ?= 2
 RUNTIME := $(if $(GPU),gpu,cpu)
 EXTRAS := $(RUNTIME),dev
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
@@ -23,7 +24,7 @@ setup: .venv/ready-$(RUNTIME)
 	touch $@
 
 test: setup lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -1,11 +1,11 @@
 """Shared by all tests. Threads are set before torch is imported: two spinning threads beside another
-busy process are ten times slower than one."""
+busy process are ten times slower than one. Test processes side by side (-n 2) take one thread each."""
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from pathlib import Path

@@ -54,7 +54,7 @@ class FeatureMethod(Method):
             raise SrkdError(
                 f"with data.patch = {setting.patch_px} the student's features are {sizes[0]} px wide and "
                 f"the teacher's {sizes[1]}, but they are compared place by place; make data.patch a "
-                f"multiple of {max(self.multiples)}."
+                f"multiple of {math.lcm(*self.multiples)}."
             )
         return ()
 

@@ -62,7 +62,10 @@ def distances(e: Tensor) -> Tensor:  # Eq. (1)
 
 def angles(e: Tensor) -> Tensor:  # Eq. (2)
     """(N, D) -> (N, N, N): cosine of the angle at j between i and k, at [j, i, k]."""
-    to = F.normalize(e[None] - e[:, None], dim=2)  # [j, i] = unit(e_i - e_j)
+    gap = e[None] - e[:, None]
+    # Equal images have no direction: without the mask rounding noise would get a gradient of 1e12.
+    apart = gap.square().sum(2, keepdim=True) > 1e-12
+    to = F.normalize(torch.where(apart, gap, 0.0), dim=2)  # [j, i] = unit(e_i - e_j)
     return to @ to.mT
 
 
@@ -98,10 +101,11 @@ class Rkd(FeatureMethod):
 
     def relations(self, step: Step) -> Tensor:  # Eq. (3)
         ((f_s, f_t),) = self.features(step)
-        e_s, e_t = embed(f_s), embed(f_t)
-        return self.config.distance_weight * F.smooth_l1_loss(
-            distances(e_s), distances(e_t)
-        ) + self.config.angle_weight * F.smooth_l1_loss(angles(e_s), angles(e_t))
+        with torch.autocast(f_s.device.type, enabled=False):  # angles are a product of matrices
+            e_s, e_t = embed(f_s), embed(f_t)
+            distance = F.smooth_l1_loss(distances(e_s), distances(e_t))
+            angle = F.smooth_l1_loss(angles(e_s), angles(e_t))
+        return self.config.distance_weight * distance + self.config.angle_weight * angle
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         c, i = self.config, step.batch.iteration
