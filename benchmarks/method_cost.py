@@ -30,7 +30,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=8)
     p.add_argument("--patch", type=int, default=24)
     p.add_argument("--methods", default=METHODS, help="comma-separated; logits is always measured")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="recipe keys")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="recipe keys; method.PART.KEY for one method",
+    )
     p.add_argument("--rounds", type=int, default=16)
     p.add_argument("--threads", type=int, help="default: all cores")
     p.add_argument("--device", default="cpu")
@@ -48,12 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from srkd.devices import bf16_units
+    from srkd.errors import SrkdError
     from srkd.files import write_json
     from srkd.models import save_model
     from srkd.networks import build
     from srkd.recipe import load_recipe
     from srkd.training import prepare, train_step
 
+    if args.rounds < 1:
+        raise SrkdError(f"--rounds {args.rounds}, but 1 or more are needed.")
     if args.threads:
         torch.set_num_threads(args.threads)
     random = torch.Generator().manual_seed(0)
@@ -61,6 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     lr = torch.randint(256, size, generator=random, dtype=torch.uint8)
     hr = lr.repeat_interleave(args.scale, 2).repeat_interleave(args.scale, 3)
     iterations = 100_000
+
+    def own(change: str, method: str) -> bool:
+        """method.PART.KEY=VALUE is for the methods that have the part, everything else for all."""
+        key = change.split("=")[0].split(".")
+        return key[0] != "method" or key[1] in method.split("+")
 
     def training(method: str, teacher: Path, done: int):
         models = [] if method == "scratch" else [str(teacher)]
@@ -74,7 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             f"train.precision={args.precision}",
             f"train.iterations={iterations}",
         ]
-        made = prepare(load_recipe(None, [*changes, *args.set]), args.device)
+        options = [change for change in args.set if own(change, method)]
+        made = prepare(load_recipe(None, [*changes, *options]), args.device)
         made.done = done
         return made
 
@@ -82,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / args.teacher
         save_model(teacher, build(args.teacher, args.scale), {})
-        for method in dict.fromkeys(["logits", *args.methods.split(",")]):
+        for method in dict.fromkeys(["logits", *(m.strip() for m in args.methods.split(","))]):
             trainings[method] = training(method, teacher, iterations // 2)
             if "mipkd" in method:
                 trainings[method + WARM_UP] = training(method, teacher, 0)

@@ -84,7 +84,8 @@ def overrides(args: argparse.Namespace) -> list[str]:
         "student.scale": args.scale,
         "teacher.models": args.teacher or None,
         "data.train": args.data,
-        "data.lr": args.lr_data,
+        # Other photographs than the recipe's have other LR images: made from them unless given.
+        "data.lr": "" if args.data and args.lr_data is None else args.lr_data,
         "validate.sets": args.validate or None,
         "train.iterations": args.iterations,
         "train.precision": args.precision,

@@ -259,11 +259,17 @@ def _unwritten(
         (None if in_file is None else True, "constants of the file"),
         (told.mean_shift, beside),
         # EDSR with the one-step tail is the mobile network, which has no mean shift.
-        ("mean_shift" not in unwritten or sizes["tail"] != "one_step", usual),
+        (
+            layout.mean_shift and (layout.family != "edsr" or sizes["tail"] != "one_step"),
+            usual,
+        ),
     )
     notes.append(f"{'DIV2K mean shift' if mean_shift else 'no mean shift'} ({source})")
 
-    for key, value, only in (("rgb_range", rgb_range, 1.0), ("mean_shift", mean_shift, True)):
+    for key, value, only in (
+        ("rgb_range", rgb_range, layout.rgb_range),
+        ("mean_shift", mean_shift, layout.mean_shift),
+    ):
         if key in unwritten:
             arguments[key] = value
         elif value != only:

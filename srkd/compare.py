@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from srkd.errors import CheckFailedError, SrkdError, nearest
 from srkd.files import plain, read_json
-from srkd.methods import METHODS
+from srkd.methods import METHODS, file_options
 from srkd.papers import ABOUT, ARXIV, paper_gains, sets_for
 
 if TYPE_CHECKING:
@@ -263,7 +263,10 @@ class CostRecord:
 
     def of(self, row: Row, baseline: str) -> float | None:
         """None for a method or a student that was not measured."""
-        other = self.pair and not self.pair.endswith(f" {row.student} x{row.scale}")
+        teacher, _, student = self.pair.rpartition(" -> ")
+        names = [name.removesuffix(f"_x{row.scale}") for name, _ in row.runs[0].teachers]
+        taught_by_another = names and " + ".join(names) != teacher
+        other = self.pair and (student != f"{row.student} x{row.scale}" or taught_by_another)
         if other or row.method not in self.ratios:
             return None
         return self.ratios[row.method] / self.ratios[baseline]
@@ -282,6 +285,14 @@ def read_cost(path: Path) -> CostRecord:
             "make it with benchmarks/method_cost.py."
         ) from error
     return CostRecord(ratios, str(record.get("pair", "")))
+
+
+def _settings(run: FinishedRun) -> dict[str, Any]:
+    """The method's options but for paths of files, which differ between machines."""
+    configs = dict(run.recipe.method.configs)
+    for part, key in file_options(run.recipe.method):
+        configs[part] = replace(configs[part], **{key: ""})
+    return configs
 
 
 def _multiply_adds(runs: Sequence[FinishedRun]) -> dict[str, float]:
@@ -313,7 +324,7 @@ def _table(
     """One table from runs of one budget."""
     groups: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for run in runs:
-        key = (run.student, run.teachers, run.recipe.method.name, repr(run.recipe.method.configs))
+        key = (run.student, run.teachers, run.recipe.method.name, repr(_settings(run)))
         groups.setdefault(key, []).append(run)
     rows = _labelled([_row(group, macs) for group in groups.values()])
     notes: list[str] = []

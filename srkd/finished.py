@@ -7,14 +7,18 @@ it measured is trusted only when weights.safetensors has the hash that model.jso
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
 
 from srkd.errors import SrkdError
 from srkd.files import read_json, sha256
 from srkd.models import FORMAT
+from srkd.networks import build_family
 from srkd.recipe import load_recipe
 from srkd.runs import Run
 
@@ -127,6 +131,10 @@ def read_run(folder: Path) -> FinishedRun:
                 "use the srkd version that wrote it."
             )
         _check_weights(folder, info["weights_sha256"])
+        with torch.device("meta"):
+            build_family(
+                info["family"], info["arguments"]
+            )  # refuses what this version cannot build
         return _described(folder, recipe, info)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SrkdError(
@@ -159,7 +167,7 @@ def _described(folder: Path, recipe: Recipe, info: dict[str, Any]) -> FinishedRu
         for name, values in info["scores"].items()
     }
     records = Run(folder, recipe).log_records()
-    speeds = [r["steps_per_s"] for r in records if isinstance(r.get("steps_per_s"), int | float)]
+    speeds = [v for r in records if is_number(v := r.get("steps_per_s"))]
     return FinishedRun(
         folder=folder,
         recipe=recipe,
@@ -195,13 +203,19 @@ def _budget(recipe: Recipe, info: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(budget))
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a line of a log has a finite number there."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _curve(records: list[dict[str, Any]], final: dict[str, dict[str, float]]) -> dict[int, float]:
     """PSNR-Y by step, mean over the sets, where a validation measured all of them."""
     curve = {}
     for record in records:
         values = record.get("scores")
         if isinstance(values, dict) and values and values.keys() == final.keys():
-            psnr = [v.get("psnr_y") for v in values.values()]
-            if all(isinstance(p, int | float) for p in psnr):
-                curve[record["step"]] = fmean(psnr)
+            psnr = [v.get("psnr_y") if isinstance(v, dict) else None for v in values.values()]
+            numbers = [p for p in psnr if is_number(p)]
+            if len(numbers) == len(psnr) and isinstance(record.get("step"), int):
+                curve[record["step"]] = fmean(numbers)
     return curve

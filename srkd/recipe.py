@@ -155,6 +155,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SrkdError(f"recipe {path} is not valid TOML: {error}.") from error
+    except ValueError as error:  # a zero byte in the path
+        raise SrkdError(f"recipe {str(path)!r} is no path: {error}.") from error
     if "extends" not in tree:
         return tree
     base = tree.pop("extends")

@@ -108,7 +108,7 @@ def prepare(recipe: Recipe, device: str = "auto") -> Training:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         student = start_weights(recipe)
-        method = make(recipe.method, student, tuple(t.network for t in teachers))
+        method = make_method(recipe, student, teachers)
         if not recipe.student.weights:
             method.start(student)
     check_batch(recipe)
@@ -212,6 +212,19 @@ def too_large(recipe: Recipe) -> SrkdError:
         f"batch {t.batch} (in {t.accumulate} parts) with LR patch {recipe.data.patch} does not fit in "
         "memory; lower train.batch or data.patch, or raise train.accumulate."
     )
+
+
+def make_method(recipe: Recipe, student: Network, teachers: list[LoadedModel]) -> Method:
+    """The method's layers; sizes beyond all memory are refused."""
+    try:
+        return make(recipe.method, student, tuple(t.network for t in teachers))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise SrkdError(
+            f"the layers of method '{recipe.method.name}' do not fit in memory; lower its sizes "
+            "(method.* of the recipe)."
+        ) from error
 
 
 def check_batch(recipe: Recipe) -> None:

@@ -201,6 +201,9 @@ def same_type(key: str, value: Any, default: Any) -> Any:
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(same_type(key, v, default[0]) if default else v for v in value)
+    if isinstance(default, tuple) and type(value) is not type(default):
+        example = f'["{value}"]' if isinstance(value, str) else "[1, 2]"
+        raise SrkdError(f"{key} = {value!r}, but a list is needed, such as {example}.")
     if type(value) is not type(default):
         raise SrkdError(
             f"{key} = {value!r} is {type(value).__name__}, but {type(default).__name__} is needed "
@@ -222,7 +225,8 @@ def check_teachers(plan: MethodPlan, ours: list[bool]) -> None:
         if most is not None and len(ours) > most:
             if most == 0:
                 raise SrkdError(
-                    f"method '{part}' uses no teacher, but {len(ours)} were given; drop --teacher, or choose "
+                    f"method '{part}' uses no teacher, but {len(ours)} were given; drop --teacher (or "
+                    "set teacher.models=[] over a recipe that names one), or choose "
                     f"a method that learns from one: {', '.join(m for m in METHODS if m != part)}."
                 )
             raise SrkdError(

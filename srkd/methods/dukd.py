@@ -139,16 +139,31 @@ class Dukd(Method):
         )
         if not (config.zoom_out_weight or config.zoom_out_pixel_weight):
             self.zooms_out = False
+        self.scale = network_scale(student)
         # The smallest LR crop that every network of ours still takes when it is made smaller.
         self.zoom_out_px = max(smallest_zoom(n) for n in (student, *teachers))
 
     def check(self, setting: Setting) -> tuple[str, ...]:
-        if self.zooms_out and setting.patch_px < self.zoom_out_px:
+        c, patch = self.config, setting.patch_px
+        # Views of both networks and their outputs; what lies between is larger still.
+        images = 2 * (1 + self.scale**2) * 3 * 4 * patch**2 * setting.batch * c.crops
+        if images > setting.memory:
+            raise SrkdError(
+                f"method.dukd.crops = {c.crops} makes {c.crops * setting.batch} more images a step, which do not "
+                "fit in memory; lower method.dukd.crops or train.batch."
+            )
+        if self.zooms_out and c.zoom_out == "auto" and patch < self.zoom_out_px:
+            self.zooms_out = False
+            return (
+                f"no zoom-out: with these networks it needs LR crops of {self.zoom_out_px} px, and data.patch "
+                f"is {patch}",
+            )
+        if self.zooms_out and patch < self.zoom_out_px:
             raise SrkdError(
                 f"data.patch = {setting.patch_px}, but zoom-out with these networks needs at least "
                 f"{self.zoom_out_px} LR pixels; raise data.patch, or set method.dukd.zoom_out=off."
             )
-        if not self.zooms_out and self.config.zoom_out == "auto" and self.config.zoom_out_weight:
+        if not self.zooms_out and c.zoom_out == "auto" and c.zoom_out_weight:
             return ("no zoom-out: a network of the pair has windows, as in the paper",)
         return ()
 
@@ -213,6 +228,12 @@ def has_windows(network: nn.Module) -> bool:
     from srkd.networks.base import Network
 
     return isinstance(network, Network) and network.facts.size_multiple > 1
+
+
+def network_scale(network: nn.Module) -> int:
+    """The student's scale; 4, the largest, for a stand-in that does not say."""
+    scale = getattr(network, "scale", 4)
+    return scale if isinstance(scale, int) else 4
 
 
 def smallest_zoom(network: nn.Module) -> int:

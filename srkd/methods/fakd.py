@@ -143,6 +143,11 @@ class Fakd(FeatureMethod):
                 f"{_size(need)}, but {_size(setting.memory)} are free; lower train.batch or data.patch, raise "
                 "train.accumulate, or set method.fakd.pool_px=32."
             )
+        if self.config.after_skip and not any("body" in pair for pair in self.pairs):
+            raise SrkdError(
+                "method.fakd.after_skip is for the last map, after the body, which is none of the positions; add "
+                '"body:body" to method.fakd.positions or leave after_skip out.'
+            )
         return (
             f"affinity of {places} x {places} places in {len(self.pairs)} positions takes about "
             f"{_size(need)} (in blocks; one whole matrix of the batch would be {_size(whole)})",

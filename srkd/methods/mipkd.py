@@ -201,9 +201,14 @@ class Mipkd(FeatureMethod):
         c, usual = self.config, MipkdConfig()
         idle = {
             "drop": c.mix_mode == "chain" or not c.block_weight,
-            "mask_ratio": c.mask == "grid",
-            "latent": c.encoder == "none",
-            "layers": c.encoder == "none",
+            "mask": not c.feature_weight,
+            "mask_ratio": c.mask == "grid" or not c.feature_weight,
+            "encoder": not c.feature_weight,
+            "latent": c.encoder == "none" or not c.feature_weight,
+            "layers": c.encoder == "none" or not c.feature_weight,
+            "feature_norm": not c.feature_weight,
+            "autoencoder_weight": c.encoder == "none" or not c.feature_weight,
+            "autoencoder_share": not c.autoencoder_weight or not c.feature_weight,
         }
         return tuple(
             f"method.mipkd.{key} = {getattr(c, key)} has no effect with these options"
@@ -293,7 +298,7 @@ class Mipkd(FeatureMethod):
             if last:
                 return l1(rest_of(run, feature, after, step.size), step.teacher.sr.detach())
             until = self.pairs[k + 1][0 if owner[k] else 1]
-            reached = network_of(run.network).between(feature, after, until)
+            reached = network_of(run.network).between(feature, after, until, run.head)
             mixer = self.mixers[k + 1]
             assert isinstance(mixer, Mixer)
             f_s, f_t = features[k + 1]

@@ -19,6 +19,9 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "edsr": ("srkd.networks.edsr:Edsr", "srkd.networks.edsr:EdsrConfig"),
     "rcan": ("srkd.networks.rcan:Rcan", "srkd.networks.rcan:RcanConfig"),
     "swinir": ("srkd.networks.swinir:SwinIR", "srkd.networks.swinir:SwinIRConfig"),
+    "bsrn": ("srkd.networks.bsrn:Bsrn", "srkd.networks.bsrn:BsrnConfig"),
+    "rlfn": ("srkd.networks.rlfn:Rlfn", "srkd.networks.rlfn:RlfnConfig"),
+    "smfanet": ("srkd.networks.smfanet:Smfanet", "srkd.networks.smfanet:SmfanetConfig"),
 }
 
 
@@ -50,6 +53,11 @@ def _swinir(about: str, channels: int, depths: int, tail: str) -> ZooEntry:
     return ZooEntry("swinir", about, sizes)
 
 
+def _rlfn(about: str, channels: int, mid_channels: int, blocks: int) -> ZooEntry:
+    sizes = {"channels": channels, "mid_channels": mid_channels, "blocks": blocks}
+    return ZooEntry("rlfn", about, sizes)
+
+
 ZOO: dict[str, ZooEntry] = {
     "edsr": _edsr("EDSR, 256 channels, 32 blocks", 256, 32, 0.1),
     "edsr_baseline": _edsr("EDSR, 64 channels, 16 blocks", 64, 16, 1.0),
@@ -70,6 +78,13 @@ ZOO: dict[str, ZooEntry] = {
         "SwinIR-S, 60 channels, 4 RSTBs, one-step tail", 60, 4, "one_step"
     ),
     "swinir_c60": _swinir("SwinIR student of DUKD and MiPKD, classical tail", 60, 4, "classical"),
+    "bsrn": ZooEntry("bsrn", "BSRN, 64 channels, 8 blocks", {"channels": 64, "blocks": 8}),
+    "rlfn": _rlfn("RLFN, 52 channels, 6 blocks", 52, 52, 6),
+    "rlfn_ntire": _rlfn("RLFN of NTIRE 2022, 46 channels, 4 blocks", 46, 48, 4),
+    "smfanet": ZooEntry("smfanet", "SMFANet, 36 channels, 8 blocks", {"channels": 36, "blocks": 8}),
+    "smfanet_plus": ZooEntry(
+        "smfanet", "SMFANet+, 48 channels, 12 blocks", {"channels": 48, "blocks": 12}
+    ),
 }
 
 

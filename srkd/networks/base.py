@@ -112,8 +112,13 @@ class Network(nn.Module):
         sr = self.crop(self.tail(feature, head), (lr.shape[-2], lr.shape[-1]))
         return Pass(network=self, sr=sr, head=head, taps=kept)
 
-    def between(self, feature: Tensor, after: str, until: str) -> Tensor:
-        """Run the groups after the tap `after`, the one that ends in the tap `until` included."""
+    def between(
+        self, feature: Tensor, after: str, until: str, head: Tensor | None = None
+    ) -> Tensor:
+        """Run the groups after the tap `after`, the one that ends in the tap `until` included.
+
+        `head` is this network's own head feature, which networks whose groups are no chain need.
+        """
         for group in self.groups[self.position(after) : self.position(until)]:  # type: ignore[attr-defined]
             feature = group(feature)
         return feature

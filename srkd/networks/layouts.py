@@ -1,10 +1,11 @@
 """How other frameworks name the modules of our networks, and the sizes that tensors tell.
 
-Layouts are data (`LAYOUTS`): module paths of a file against module paths of ours. To read one more, add
-its row, and for a new family its line in `SIZES`.
+Layouts are data (`LAYOUTS`): paths of a file against paths of ours. To read one more, add its row,
+and for a new family its line in `SIZES`.
 
 Checked against: sanghyun-son/EDSR-PyTorch, yulunzhang/RCAN, JingyunLiang/SwinIR @ 6545850f,
-XPixelGroup/BasicSR @ 8d56e3a0.
+XPixelGroup/BasicSR @ 8d56e3a0, xiaom233/BSRN @ 355aa84f, bytedance/RLFN @ 79700af4,
+Zheng-MJ/SMFANet @ b3ac0712.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ State = dict[str, "Tensor"]
 class Layout:
     """How one framework names the modules of one network.
 
-    `keys` maps module paths of the file to paths of ours. A placeholder is one number: `{i}`, `{g}`,
-    `{b}`, `{j}`, `{u}` stand for the same number on both sides; `{n}`, on our side, is the number of
-    units before the body convolution; `{blocks}`, on the file's side, any number that ours does without.
+    `keys` maps paths in the file to paths of ours, of modules or of single tensors. A placeholder is one
+    number: `{i}`, `{g}`, `{b}`, `{j}`, `{u}` stand for the same number on both sides; `{k}` counts from 1
+    in the file and from 0 in ours; `{n}`, on our side, is the number of units before the body convolution;
+    `{blocks}`, on the file's side, any number that ours does without.
     `units` is the path of such a unit, `constants` are keys that hold no weights.
     """
 
@@ -40,6 +42,7 @@ class Layout:
     units: str = ""
     constants: tuple[str, ...] = ()
     rgb_range: float = 255.0
+    mean_shift: bool = True
 
 
 # Frozen convolutions that subtract and add the mean; constants, not weights.
@@ -78,12 +81,55 @@ _SWINIR_CONSTANTS = (
     f"{_SWINIR_LAYER}.attn.relative_position_index",
 )
 
+
+def _separable(theirs: str, ours: str) -> dict[str, str]:
+    """Both parts of a blueprint separable convolution."""
+    return {f"{theirs}.pw": f"{ours}.pointwise", f"{theirs}.dw": f"{ours}.depthwise"}
+
+
+_BSRN_BLOCKS = {
+    **{f"B{{k}}.c{i + 1}_d": f"groups.{{k}}.distil.{i}" for i in range(3)},
+    "B{k}.c5": "groups.{k}.fuse",
+    "B{k}.esa.conv1": "groups.{k}.esa.squeeze",
+    "B{k}.esa.conv_f": "groups.{k}.esa.keep",
+    "B{k}.esa.conv4": "groups.{k}.esa.excite",
+    "B{k}.cca.conv_du.0": "groups.{k}.cca.squeeze",
+    "B{k}.cca.conv_du.2": "groups.{k}.cca.excite",
+}
+for _theirs, _ours in (
+    ("c1_r", "refine.0"),
+    ("c2_r", "refine.1"),
+    ("c3_r", "refine.2"),
+    ("c4", "last"),
+    ("esa.conv2", "esa.down"),
+    ("esa.conv_max", "esa.conv1"),
+    ("esa.conv3", "esa.conv2"),
+    ("esa.conv3_", "esa.conv3"),
+):
+    _BSRN_BLOCKS |= _separable(f"B{{k}}.{_theirs}", f"groups.{{k}}.{_ours}")
+
 # In this order: the first row whose marks are all in the file.
 LAYOUTS: tuple[Layout, ...] = (
+    # Before EDSR's, whose marks it has too.
+    Layout("srkd", "rlfn", ("head.conv.weight", "groups.0.esa.conv.weight"), mean_shift=False),
     Layout("srkd", "edsr", ("head.conv.weight", "groups.0.conv1.weight")),
     Layout("srkd", "rcan", ("head.conv.weight", "groups.0.blocks.0.conv1.weight")),
     Layout(
         "srkd", "swinir", ("head.conv.weight", "groups.0.layers.0.attn.qkv.weight"), rgb_range=1
+    ),
+    Layout(
+        "srkd",
+        "bsrn",
+        ("head.conv.pointwise.weight", "groups.0.distil.0.weight"),
+        rgb_range=1,
+        mean_shift=False,
+    ),
+    Layout(
+        "srkd",
+        "smfanet",
+        ("head.conv.weight", "groups.0.smfa.alpha"),
+        rgb_range=1,
+        mean_shift=False,
     ),
     Layout(
         "RCAN official",
@@ -166,6 +212,63 @@ LAYOUTS: tuple[Layout, ...] = (
         constants=_SWINIR_CONSTANTS,
         rgb_range=1.0,
     ),
+    Layout(
+        "BSRN official",
+        "bsrn",
+        ("fea_conv.pw.weight", "B1.c1_d.weight"),
+        {
+            **_separable("fea_conv", "head.conv"),
+            **_BSRN_BLOCKS,
+            "c1": "groups.{n}.mix",
+            **_separable("c2", "groups.{n}.conv"),
+            "upsampler.upsampleOneStep.0": "tail.conv",
+        },
+        units="B{k}",
+        rgb_range=1.0,
+        mean_shift=False,
+    ),
+    Layout(
+        "RLFN official",
+        "rlfn",
+        ("conv_1.weight", "block_1.esa.conv1.weight"),
+        {
+            "conv_1": "head.conv",
+            **{f"block_{{k}}.c{i}_r": f"groups.{{k}}.conv{i}" for i in (1, 2, 3)},
+            "block_{k}.c5": "groups.{k}.mix",
+            "block_{k}.esa.conv1": "groups.{k}.esa.squeeze",
+            "block_{k}.esa.conv_f": "groups.{k}.esa.keep",
+            "block_{k}.esa.conv2": "groups.{k}.esa.down",
+            "block_{k}.esa.conv3": "groups.{k}.esa.conv",
+            "block_{k}.esa.conv4": "groups.{k}.esa.excite",
+            "conv_2": "groups.{n}",
+            "upsampler.0": "tail.conv",
+        },
+        units="block_{k}",
+        mean_shift=False,
+    ),
+    Layout(
+        "SMFANet official",
+        "smfanet",
+        ("to_feat.weight", "feats.0.smfa.alpha"),
+        {
+            "to_feat": "head.conv",
+            "feats.{i}.smfa.alpha": "groups.{i}.smfa.alpha",
+            "feats.{i}.smfa.belt": "groups.{i}.smfa.beta",
+            "feats.{i}.smfa.linear_0": "groups.{i}.smfa.split",
+            "feats.{i}.smfa.linear_1": "groups.{i}.smfa.modulate",
+            "feats.{i}.smfa.linear_2": "groups.{i}.smfa.merge",
+            "feats.{i}.smfa.dw_conv": "groups.{i}.smfa.depthwise",
+            "feats.{i}.smfa.lde.conv_0.0": "groups.{i}.smfa.local.depthwise",
+            "feats.{i}.smfa.lde.conv_0.1": "groups.{i}.smfa.local.pointwise",
+            "feats.{i}.smfa.lde.conv_1": "groups.{i}.smfa.local.project",
+            "feats.{i}.pcfn.conv_0": "groups.{i}.pcfn.widen",
+            "feats.{i}.pcfn.conv_1": "groups.{i}.pcfn.conv",
+            "feats.{i}.pcfn.conv_2": "groups.{i}.pcfn.narrow",
+            "to_img.0": "tail.conv",
+        },
+        rgb_range=1.0,
+        mean_shift=False,
+    ),
 )
 
 # Networks that this version does not have, by prefixes that all occur among their keys. Tested before
@@ -183,23 +286,30 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(template)))
 
 
+def _numbers(match: re.Match[str]) -> dict[str, int]:
+    """Numbers of the placeholders as ours have them."""
+    return {name: int(text) - (name == "k") for name, text in match.groupdict().items()}
+
+
 def translate(layout: Layout, state: State) -> tuple[State, list[str]]:
     """Tensors under keys of ours, and the keys that the layout does not know. Constants are dropped."""
     if not layout.keys:
         return state, []
     unit = _pattern(layout.units)
-    units = [int(m[1]) for m in map(unit.match, state) if m] if layout.units else []
+    units = [max(_numbers(m).values()) for m in map(unit.match, state) if m and layout.units]
     ours: State = {}
     leftovers: list[str] = []
     for key, value in state.items():
         if any(_pattern(constant).fullmatch(key) for constant in layout.constants):
             continue
         module, _, leaf = key.rpartition(".")
-        found = [(_pattern(t).fullmatch(module), mine) for t, mine in layout.keys.items()]
-        targets = [
-            mine.format(n=max(units, default=-1) + 1, **m.groupdict()) for m, mine in found if m
+        found = [
+            (m, mine if m.string == key else f"{mine}.{leaf}")
+            for t, mine in layout.keys.items()
+            if (m := _pattern(t).fullmatch(module) or _pattern(t).fullmatch(key))
         ]
-        target = f"{targets[0]}.{leaf}" if targets else None
+        targets = [mine.format(n=max(units, default=-1) + 1, **_numbers(m)) for m, mine in found]
+        target = targets[0] if targets else None
         if target is None or target in ours:
             leftovers.append(key)
         else:
@@ -279,10 +389,41 @@ def _swinir_sizes(state: State) -> dict[str, Any]:
     }
 
 
+def _bsrn_sizes(state: State) -> dict[str, Any]:
+    return {
+        "scale": _scale(state),
+        "channels": state["head.conv.pointwise.weight"].shape[0],
+        "blocks": _count(state, "groups.{i}.fuse.weight"),
+    }
+
+
+def _rlfn_sizes(state: State) -> dict[str, Any]:
+    return {
+        "scale": _scale(state),
+        "channels": _channels(state),
+        "mid_channels": state["groups.0.conv1.weight"].shape[0],
+        "blocks": _count(state, "groups.{i}.mix.weight"),
+        "esa_channels": state["groups.0.esa.squeeze.weight"].shape[0],
+    }
+
+
+def _smfanet_sizes(state: State) -> dict[str, Any]:
+    channels = _channels(state)
+    return {
+        "scale": _scale(state),
+        "channels": channels,
+        "blocks": _count(state, "groups.{i}.smfa.alpha"),
+        "growth": state["groups.0.pcfn.widen.weight"].shape[0] / channels,
+    }
+
+
 SIZES: dict[str, Callable[[State], dict[str, Any]]] = {
     "edsr": _edsr_sizes,
     "rcan": _rcan_sizes,
     "swinir": _swinir_sizes,
+    "bsrn": _bsrn_sizes,
+    "rlfn": _rlfn_sizes,
+    "smfanet": _smfanet_sizes,
 }
 
 # Arguments of a family that sizes do not tell.
@@ -290,4 +431,7 @@ UNWRITTEN: dict[str, tuple[str, ...]] = {
     "edsr": ("residual_scale", "rgb_range", "mean_shift"),
     "rcan": ("rgb_range",),
     "swinir": (),
+    "bsrn": (),
+    "rlfn": ("rgb_range",),
+    "smfanet": (),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import tomllib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -394,10 +395,25 @@ def test_patch_that_cannot_be_made_smaller_is_refused_before_the_training() -> N
     loss_terms(forced, *images(px=6))
     with pytest.raises(SrkdError, match=r"data\.patch = 5, .* at least 6 .*zoom_out=off"):
         forced.method.check(setting(5))
-    plain = training_of("dukd", student_of("edsr", scale=4), teacher_of("rcan", scale=4))
+
+
+def test_auto_leaves_zoom_out_away_where_the_crop_is_too_small_and_says_so() -> None:
+    pair = student_of("edsr", scale=4), teacher_of("rcan", scale=4)
+    plain = training_of("dukd", *pair)
     assert plain.method.check(setting(4)) == ()
-    with pytest.raises(SrkdError, match="at least 4 LR pixels"):
-        plain.method.check(setting(3))
+    assert "dukd.zoom_out" in loss_terms(plain, *images(px=4, scale=4))
+    (note,) = plain.method.check(setting(3))
+    assert "needs LR crops of 4 px, and data.patch is 3" in note
+    assert "dukd.zoom_out" not in loss_terms(plain, *images(px=3, scale=4))
+
+
+def test_more_crops_than_memory_holds_are_refused() -> None:
+    # One image at x4: 2 (networks) * (1 + 4 * 4) * 3 channels * 4 bytes * 8 * 8 = 26,112 bytes.
+    method = dukd(crops=3, zoom_out="off")
+    fits = Setting(patch_px=8, batch=2, iterations=10, memory=26_112 * 2 * 3)
+    assert method.check(fits) == ()
+    with pytest.raises(SrkdError, match="makes 6 more images a step"):
+        method.check(replace(fits, memory=fits.memory - 1))
 
 
 @pytest.mark.parametrize(
