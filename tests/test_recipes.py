@@ -71,7 +71,7 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
 def test_recipe_trains(path: Path, small_zoo: None, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     if recipe.method.name == "csd":
-        pytest.skip("tested with its perceptual network in tests/methods/test_csd.py")
+        pytest.skip("trains in tests/methods/test_csd.py, which has the VGG19 file it needs")
     training = prepare(small(recipe, tmp_path), "cpu")
     before = [p.detach().clone() for p in training.student.parameters()]
     scale = recipe.student.scale

@@ -18,7 +18,7 @@ from srkd.errors import SrkdError
 from srkd.methods import check_teachers, make, plan
 from srkd.methods.base import l1
 from srkd.methods.csd import Csd, contrast, corner, distance_to_all, shared
-from srkd.networks import build_family
+from srkd.networks import ZOO, ZooEntry, build_family
 from srkd.recipe import load_recipe
 from srkd.training import Training, prepare, train_step
 from srkd.types import Batch, Setting, Step
@@ -458,3 +458,24 @@ def test_networks_that_are_no_slices() -> None:
         check_teachers(plan("csd", {}), [False])
     with pytest.raises(SrkdError, match="takes 1 teacher, got 2"):
         check_teachers(plan("csd", {}), [True, True])
+
+
+def test_shipped_recipe_takes_two_steps(
+    vgg_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"channels": 4, "blocks": 2, "residual_scale": 0.1}
+    monkeypatch.setitem(ZOO, "edsr_c64b32", ZooEntry("edsr", "small", small))
+    changes = ["method.channels=8", "data.patch=8", "train.batch=2", "train.iterations=2"]
+    path = Path(__file__).parents[2] / "recipes/papers/csd_edsr.toml"
+    recipe = load_recipe(path, [*changes, f"method.vgg_weights={vgg_file}", "train.precision=fp32"])
+    training = prepare(recipe, "cpu")
+    random = torch.Generator().manual_seed(0)
+    lr = torch.randint(256, (2, 3, 8, 8), generator=random, dtype=torch.uint8)
+    hr = lr.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    before = [p.detach().clone() for p in training.student.parameters()]
+    for _ in range(2):
+        terms = train_step(training, lr, hr)
+        assert {"pixel", "csd.teacher_pixel", "csd.contrast"} == set(terms)
+        assert all(torch.isfinite(value) for value in terms.values())
+    after = training.student.parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
