@@ -59,14 +59,14 @@ def main(argv: list[str] | None = None) -> int:
     for folder, reason in finding.failed.items():
         print(f"FAILED {folder}: {reason}", file=sys.stderr)
     comparison = compare(finding, baseline=args.baseline, cost=args.cost)
-    if args.json:
-        print(json.dumps(comparison.to_dict()))
-    else:
-        print_comparison(comparison)
     written = write_folder(args.out, comparison) if args.out else []
     if args.html:
         write_text(args.html, html(comparison))
         written.append(args.html)
+    if args.json:
+        print(json.dumps(comparison.to_dict()))
+    else:
+        print_comparison(comparison)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
     return 1 if finding.failed else 0
