@@ -17,9 +17,10 @@ from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Any
 
 from srkd.errors import CheckFailedError, SrkdError, nearest
-from srkd.files import plain, read_json
+from srkd.files import plain
 from srkd.methods import METHODS, file_options
 from srkd.papers import ABOUT, ARXIV, paper_gains, sets_for
+from srkd.step_cost import CostRecord, read_cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -254,39 +255,6 @@ def compare(
     return Comparison(tables, _beside_papers(tables), chosen, note, finding)
 
 
-@dataclass(frozen=True)
-class CostRecord:
-    """Method -> time of a step relative to logits; `pair` is "teacher -> student xS", "" if not named."""
-
-    ratios: dict[str, float]
-    pair: str
-
-    def of(self, row: Row, baseline: str) -> float | None:
-        """None for a method or a student that was not measured."""
-        teacher, _, student = self.pair.rpartition(" -> ")
-        names = [name.removesuffix(f"_x{row.scale}") for name, _ in row.runs[0].teachers]
-        taught_by_another = names and " + ".join(names) != teacher
-        other = self.pair and (student != f"{row.student} x{row.scale}" or taught_by_another)
-        if other or row.method not in self.ratios:
-            return None
-        return self.ratios[row.method] / self.ratios[baseline]
-
-
-def read_cost(path: Path) -> CostRecord:
-    """A record of benchmarks/method_cost.py. Its ratios are of means: a method may vary by step."""
-    record = read_json(path)
-    try:
-        ratios = {str(method): float(row["ratio"]) for method, row in record["rows"].items()}
-        if not ratios or min(ratios.values()) <= 0:
-            raise ValueError("no ratio, or one that is not positive")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SrkdError(
-            f"{path} is no record of method costs ({error!r}): it needs rows of method -> ratio; "
-            "make it with benchmarks/method_cost.py."
-        ) from error
-    return CostRecord(ratios, str(record.get("pair", "")))
-
-
 def _settings(run: FinishedRun) -> dict[str, Any]:
     """The method's options but for paths of files, which differ between machines."""
     configs = dict(run.recipe.method.configs)
@@ -461,7 +429,7 @@ def _gain(row: Row, rows: list[Row], notes: list[str]) -> Gain | None:
 def _cost(row: Row, rows: list[Row], baseline: str, measured: CostRecord | None) -> float | None:
     """Time of a step relative to the baseline method's on the same student, teacher and device."""
     if measured is not None:
-        return measured.of(row, baseline)
+        return measured.of(row.runs[0], baseline)
     devices = {run.device for run in row.runs}
     references = [
         r

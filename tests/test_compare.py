@@ -364,6 +364,13 @@ def test_cost_from_a_measurement(tmp_path: Path) -> None:
     assert row_of(compared(tmp_path / "runs", cost=record, baseline="fitnet"), "logits").cost == (
         pytest.approx(1 / 1.3)
     )
+    # Another switch was not measured; another weight costs the same.
+    make_run(tmp_path / "none", "fitnet", 0, {"Set5": 30.0}, "method.feature_norm=none")
+    make_run(tmp_path / "half", "fitnet", 0, {"Set5": 30.0}, "method.weight=0.5")
+    assert compared(tmp_path / "none", cost=record).tables[0].rows[0].cost is None
+    assert compared(tmp_path / "half", cost=record).tables[0].rows[0].cost == 1.3
+    write_json(record, {"pair": "rcan -> edsr_tiny x4", "rows": rows})
+    assert row_of(compared(tmp_path / "runs", cost=record), "fitnet").cost is None
     write_json(record, {"pair": "rcan_c -> rcan_a x4", "rows": rows})
     assert row_of(compared(tmp_path / "runs", cost=record), "fitnet").cost is None
     assert "hint" not in result.cost_note
@@ -583,3 +590,27 @@ def test_equal_values_and_many_series_can_be_drawn() -> None:
     ElementTree.fromstring(drawing)
     assert not any(word in drawing for word in ("nan", "inf"))
     assert math.isfinite(figure.height) and figure.height > 20 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("family", "zzz"), ("arguments", {"channels": "a"}), ("arguments", {"z": 1})]
+)
+def test_run_that_this_version_cannot_build_is_named_and_the_rest_compared(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    make_run(tmp_path / "good", "logits", 0, {"Set5": 30.0})
+    make_run(tmp_path / "odd", "fitnet", 0, {"Set5": 30.0})
+    info = json.loads((tmp_path / "odd/model.json").read_text())
+    write_json(tmp_path / "odd/model.json", {**info, key: value})
+    finding = find_runs([tmp_path])
+    assert list(finding.failed) == [str(tmp_path / "odd")]
+    assert [run.recipe.method.name for run in finding.runs] == ["logits"]
+
+
+def test_odd_lines_of_a_log_are_left_out(tmp_path: Path) -> None:
+    make_run(tmp_path / "l", "logits", 0, {"Set5": 30.0}, speeds=(2.0,))
+    with (tmp_path / "l/log.jsonl").open("a") as log:
+        log.write('{"step": 5, "scores": {"Set5": 5}}\n{"step": 6, "steps_per_s": NaN}\n')
+    (found,) = find_runs([tmp_path]).runs
+    assert found.steps_per_s == 2.0
+    assert 5 not in found.curve
