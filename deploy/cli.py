@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("scripts.evaluate", "PSNR and SSIM of networks on sets of images"),
     "upscale": ("scripts.upscale", "enlarge a picture or a folder of pictures"),
     "compare": ("scripts.compare", "one table and one plot over finished runs, beside the papers"),
+    "attribute": ("scripts.attribute", "which input pixels decide a window of the output"),
     "cost": ("scripts.cost", "parameters, multiply-adds, memory, receptive field"),
     "export": ("deploy.export", "write a deployable file and prove it gives the same picture"),
 }

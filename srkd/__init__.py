@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from srkd.attribution import Row
     from srkd.models import LoadedModel
     from srkd.recipe import Recipe
     from srkd.train import Result
 
-__all__ = ["__version__", "distill", "load_model", "upscale"]
+__all__ = ["__version__", "attribute", "distill", "load_model", "upscale"]
 
 
 def load_model(spec: str | Path, scale: int | None = None) -> LoadedModel:
@@ -49,3 +50,12 @@ def distill(recipe: Recipe | str | Path, out: str | Path, **options: Any) -> Res
 
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     return distill(loaded, out, **options)
+
+
+def attribute(
+    model: LoadedModel | str | Path, image: Any, window: tuple[int, int, int], **options: Any
+) -> Row:
+    """Which input pixels decide a window (x, y, size) of the output; see `srkd.attribution.attribute`."""
+    from srkd.attribution import attribute
+
+    return attribute(model, image, window, **options)
