@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from srkd.types import Batch, Setting, Step
 
 RELEASED = ("edsr", "rcan", "swinir")  # families that the public configuration files cover
+PAPER_ZOOMED_PX = 12  # LR patch 48 at x4
 OPERATIONS = 4  # inversion, flip of the height, flip of the width, transpose
 
 
@@ -165,6 +166,13 @@ class Dukd(Method):
             )
         if not self.zooms_out and c.zoom_out == "auto" and c.zoom_out_weight:
             return ("no zoom-out: a network of the pair has windows, as in the paper",)
+        zoomed_px = patch // self.scale
+        if self.zooms_out and zoomed_px < PAPER_ZOOMED_PX:
+            return (
+                f"zoomed-out crops are {zoomed_px} px, the paper's smallest {PAPER_ZOOMED_PX}: small ones are mostly "
+                f"border and can cost quality; raise data.patch to {PAPER_ZOOMED_PX * self.scale} or set "
+                "method.dukd.zoom_out=off",
+            )
         return ()
 
     def views(self, batch: Batch) -> dict[str, ViewInput]:

@@ -382,7 +382,7 @@ def test_window_networks_do_not_zoom_out_unless_told_to(student: str, teacher: s
     )
     assert set(loss_terms(usual, *images())) == {"pixel", "logits", "dukd.zoom_in"}
     forced = training_of("dukd", *pair, zoom_out="on")
-    assert forced.method.check(setting(8)) == ()
+    assert forced.method.check(setting(24)) == ()
     assert "dukd.zoom_out" in loss_terms(forced, *images())
     told = training_of("dukd", *pair, zoom_out="off")
     assert told.method.check(setting(8)) == ()
@@ -391,7 +391,9 @@ def test_window_networks_do_not_zoom_out_unless_told_to(student: str, teacher: s
 def test_patch_that_cannot_be_made_smaller_is_refused_before_the_training() -> None:
     # Windows of 4 px can pad images of 3 px or more: 2 * 3.
     forced = training_of("dukd", student_of("swinir"), teacher_of("edsr"), zoom_out="on")
-    assert forced.method.check(setting(6)) == ()
+    (note,) = forced.method.check(setting(6))
+    assert "zoomed-out crops are 3 px, the paper's smallest 12" in note
+    assert forced.method.check(setting(24)) == ()  # 12 px
     loss_terms(forced, *images(px=6))
     with pytest.raises(SrkdError, match=r"data\.patch = 5, .* at least 6 .*zoom_out=off"):
         forced.method.check(setting(5))
@@ -400,7 +402,8 @@ def test_patch_that_cannot_be_made_smaller_is_refused_before_the_training() -> N
 def test_auto_leaves_zoom_out_away_where_the_crop_is_too_small_and_says_so() -> None:
     pair = student_of("edsr", scale=4), teacher_of("rcan", scale=4)
     plain = training_of("dukd", *pair)
-    assert plain.method.check(setting(4)) == ()
+    (note,) = plain.method.check(setting(4))
+    assert "crops are 1 px" in note
     assert "dukd.zoom_out" in loss_terms(plain, *images(px=4, scale=4))
     (note,) = plain.method.check(setting(3))
     assert "needs LR crops of 4 px, and data.patch is 3" in note
