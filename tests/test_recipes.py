@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from srkd.data.degradation import downscale_uint8
 from srkd.errors import SrkdError
 from srkd.models import save_model
 from srkd.networks import ZOO, ZooEntry, build
 from srkd.recipe import Recipe, load_recipe
+from srkd.train import distill
 from srkd.training import prepare, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,3 +144,25 @@ def test_bad_extends_is_refused(text: str, message: str, tmp_path: Path) -> None
     (tmp_path / "child.toml").write_text(text)
     with pytest.raises(SrkdError, match=message):
         load_recipe(tmp_path / "child.toml")
+
+
+def test_papers_recipe_runs_whole_on_a_folder_of_pairs(small_zoo: None, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for folder in ("HR", "LR/X4"):
+        (tmp_path / folder).mkdir(parents=True)
+    for i in range(2):
+        hr = random.integers(256, size=(80, 96, 3), dtype=np.uint8)
+        Image.fromarray(hr).save(tmp_path / f"HR/{i:04d}.png")
+        Image.fromarray(downscale_uint8(hr, 4)).save(tmp_path / f"LR/X4/{i:04d}x4.png")
+    changes = [
+        f'data.train="{tmp_path}/HR"',
+        f'data.lr="{tmp_path}/LR/X{{scale}}"',
+        f'validate.sets=["{tmp_path}/HR"]',
+        f'data.cache="{tmp_path}/cache"',
+    ]
+    recipe = load_recipe(ROOT / "recipes/papers/dukd_mipkd_rcan.toml", changes)
+    result = distill(small(recipe, tmp_path), tmp_path / "run", device="cpu", quiet=True)
+    assert [row["name"] for row in result.rows][:2] == ["bicubic", "student, dukd+mipkd"]
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    terms = next(record["terms"] for record in log if "terms" in record)
+    assert {"pixel", "logits", "dukd.zoom_in", "dukd.zoom_out", "mipkd.feature"} <= set(terms)

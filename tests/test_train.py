@@ -346,7 +346,10 @@ class Broken(Method):
 
     def loss(self, step: Any) -> dict[str, torch.Tensor]:
         pixel = l1(step.student.sr, step.hr)
-        return {"pixel": pixel, "extra": pixel * (float("nan") if step.iteration >= 4 else 1.0)}
+        return {
+            "pixel": pixel,
+            "extra": pixel * (float("nan") if step.batch.iteration >= 4 else 1.0),
+        }
 
 
 def test_nan_stops_with_the_term_the_step_and_the_last_good_state(

@@ -135,8 +135,9 @@ class Dukd(Method):
                 f"method.dukd.crops = {config.crops}, but at least one crop is needed; "
                 "to leave zoom-in out set method.dukd.zoom_in_weight=0."
             )
+        self.windowed = any(has_windows(n) for n in (student, *teachers))
         self.zooms_out = config.zoom_out == "on" or (
-            config.zoom_out == "auto" and not any(has_windows(n) for n in (student, *teachers))
+            config.zoom_out == "auto" and not self.windowed
         )
         if not (config.zoom_out_weight or config.zoom_out_pixel_weight):
             self.zooms_out = False
@@ -153,8 +154,9 @@ class Dukd(Method):
                 f"method.dukd.crops = {c.crops} makes {c.crops * setting.batch} more images a step, which do not "
                 "fit in memory; lower method.dukd.crops or train.batch."
             )
-        if self.zooms_out and c.zoom_out == "auto" and patch < self.zoom_out_px:
-            self.zooms_out = False
+        auto = c.zoom_out == "auto" and (c.zoom_out_weight or c.zoom_out_pixel_weight)
+        if auto and not self.windowed and patch < self.zoom_out_px:
+            self.zooms_out = False  # said here, because only here the patch is known
             return (
                 f"no zoom-out: with these networks it needs LR crops of {self.zoom_out_px} px, and data.patch "
                 f"is {patch}",
@@ -164,7 +166,7 @@ class Dukd(Method):
                 f"data.patch = {setting.patch_px}, but zoom-out with these networks needs at least "
                 f"{self.zoom_out_px} LR pixels; raise data.patch, or set method.dukd.zoom_out=off."
             )
-        if not self.zooms_out and c.zoom_out == "auto" and c.zoom_out_weight:
+        if auto and self.windowed:
             return ("no zoom-out: a network of the pair has windows, as in the paper",)
         zoomed_px = patch // self.scale
         if self.zooms_out and zoomed_px < PAPER_ZOOMED_PX:
