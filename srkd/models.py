@@ -59,10 +59,8 @@ def find_model(spec: str | Path, scale: int | None = None) -> Path:
             f"{path} is a folder without model.json, so it is no run folder; give the folder that "
             "scripts/distill.py wrote, or a weights file."
         )
-    listed = nearest(name, shipped) if shipped else "weights/ holds none yet."
-    raise SrkdError(
-        f"there is no file, run folder or shipped model '{spec}'; shipped models: {listed}"
-    )
+    listed = nearest(name, shipped) if shipped else "weights/ holds no shipped model yet."
+    raise SrkdError(f"there is no file, run folder or shipped model '{spec}'; {listed}")
 
 
 def shipped_models() -> list[str]:

@@ -140,8 +140,10 @@ def load_recipe(path: Path | None = None, overrides: list[str] | tuple[str, ...]
     paths of teachers, data and first weights stands for the student's scale.
     """
     tree: dict[str, Any] = {} if path is None else _read(path)
+    changes: dict[str, Any] = {}
     for override in overrides:
-        _apply(tree, override)
+        _apply(changes, override)
+    tree = _over(tree, changes)
     return recipe_from(tree)
 
 
@@ -169,16 +171,23 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Sections are merged key by key; another method leaves the options of the first behind."""
+    """Sections are merged key by key; a method leaves behind the options of one that is no part of it."""
     merged = dict(under)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            fresh = key == "method" and value.get("name", old.get("name")) != old.get("name")
-            merged[key] = value if fresh else _over(old, value)
+            merged[key] = _over({} if key == "method" and _is_another(old, value) else old, value)
         else:
             merged[key] = value
     return merged
+
+
+def _is_another(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether [method] `new` names a method without all parts of `old`'s: dukd+mipkd keeps dukd's options."""
+    before, after = old.get("name"), new.get("name", old.get("name"))
+    if not (isinstance(before, str) and isinstance(after, str)):
+        return False
+    return not set(before.split("+")) <= set(after.split("+"))
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -181,7 +181,7 @@ def test_unknown_names_list_what_exists(name, scale, message, shipped):
 
 def test_without_shipped_models_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "WEIGHTS_FOLDER", tmp_path / "none")
-    with pytest.raises(SrkdError, match="holds none yet"):
+    with pytest.raises(SrkdError, match="holds no shipped model yet"):
         load_model("rcan_c", 4)
 
 

@@ -132,6 +132,16 @@ def test_extending_merges_sections_and_another_method_drops_the_options(tmp_path
     assert load_recipe(child).method.name == "logits"
 
 
+def test_another_method_over_a_recipe_drops_its_options_and_a_composition_keeps_them() -> None:
+    tiny = ROOT / "recipes/cpu/edsr_tiny_x4.toml"
+    assert load_recipe(tiny).method.configs["dukd"].zoom_out == "off"
+    assert load_recipe(tiny, ["method.name=mipkd"]).method.name == "mipkd"
+    both = load_recipe(tiny, ["method.drop=0.25", "method.name=dukd+mipkd"]).method.configs
+    assert (both["dukd"].zoom_out, both["mipkd"].drop) == ("off", 0.25)
+    with pytest.raises(SrkdError, match="no option 'zoom_out'"):
+        load_recipe(tiny, ["method.name=mipkd", "method.zoom_out=on"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
