@@ -20,7 +20,8 @@ from srkd.train import distill
 from srkd.training import prepare, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+# csd needs a VGG19 file: its recipe trains in tests/methods/test_csd.py, which makes one.
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.toml") if p.stem != "csd_edsr")
 PATCH, BATCH = 16, 3
 
 # Teacher file -> network of the zoo; what a user downloads or trains first.
@@ -75,8 +76,6 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipe_trains(path: Path, small_zoo: None, tmp_path: Path) -> None:
     recipe = load_recipe(path)
-    if recipe.method.name == "csd":
-        pytest.skip("trains in tests/methods/test_csd.py, which has the VGG19 file it needs")
     training = prepare(small(recipe, tmp_path), "cpu")
     before = [p.detach().clone() for p in training.student.parameters()]
     scale = recipe.student.scale

@@ -22,7 +22,7 @@ leaves open is our choice and marked so.
 Ours, where the paper is silent: P(M = 1) = 0.5; each position's L_block is dropped with probability 0.5 but
 one always stays; encoders and decoder are two 3x3 convolutions with a ReLU; a 1x1 convolution C_T -> C_S
 before the student's rest; L1; weight 1 for L_ae. Half the teacher's width in the latent space keeps the step
-within the paper's cost (1.78 logits steps). L_feat and L_ae are divided by the running RMS of F^T: the raw
+near the paper's cost for EDSR c256b32 -> c64b32 at x2 (1.78 logits steps; benchmarks/method_cost.py). L_feat and L_ae are divided by the running RMS of F^T: the raw
 features of EDSR and RCAN are on a 0..255 scale, where L_feat is hundreds of times the pixel term and drowns it
 (`feature_norm = "none"`: as they are). `mix_mode = "chain"` is the other reading of (6): one path
 whose segments between positions belong to either network at random, each passing a mixer.
