@@ -48,6 +48,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="repeat for several teachers",
     )
     p.add_argument(
+        "--stage1",
+        metavar="RUN",
+        help="use the first stage (mtkd) of this run instead of training one",
+    )
+    p.add_argument(
+        "--cache-teachers",
+        action="store_true",
+        help="compute the teachers' outputs over the training images once, not in every step",
+    )
+    p.add_argument(
         "--data", metavar="FOLDER", help="folder of HR images (default: the built-in set)"
     )
     p.add_argument(
@@ -83,6 +93,8 @@ def overrides(args: argparse.Namespace) -> list[str]:
         "student.network": args.student,
         "student.scale": args.scale,
         "teacher.models": args.teacher or None,
+        "teacher.cache": args.cache_teachers or None,
+        "stage1.run": args.stage1,
         "data.train": args.data,
         # Other photographs than the recipe's have other LR images: made from them unless given.
         "data.lr": "" if args.data and args.lr_data is None else args.lr_data,
@@ -145,8 +157,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def is_quick_start(args: argparse.Namespace) -> bool:
     """Nothing says what to train: the quick start, whose seed, length and precision may be set."""
-    what = (args.recipe, args.method, args.student, args.scale, args.data, args.lr_data)
-    return not any(what) and not (args.set or args.teacher or args.validate)
+    what = (
+        args.recipe,
+        args.method,
+        args.student,
+        args.scale,
+        args.data,
+        args.lr_data,
+        args.stage1,
+    )
+    return not any((*what, args.cache_teachers)) and not (args.set or args.teacher or args.validate)
 
 
 def default_name(args: argparse.Namespace, recipe: object) -> str:
@@ -155,6 +175,8 @@ def default_name(args: argparse.Namespace, recipe: object) -> str:
     assert isinstance(recipe, Recipe)
     if args.recipe is not None:
         return args.recipe.stem
+    if recipe.stages == "first":
+        return f"x{recipe.student.scale}_{recipe.method.name}_stage1"
     return f"{recipe.student.network}_x{recipe.student.scale}_{recipe.method.name}"
 
 

@@ -55,7 +55,10 @@ def distill(recipe: Recipe | str | Path, out: str | Path, **options: Any) -> Res
 def attribute(
     model: LoadedModel | str | Path, image: Any, window: tuple[int, int, int], **options: Any
 ) -> Row:
-    """Which input pixels decide a window (x, y, size) of the output; see `srkd.attribution.attribute`."""
+    """Which input pixels decide a window (x, y, size) of the output; see `srkd.attribution.attribute`.
+
+    An aggregated teacher has a map for each of its teachers: `srkd.attribution.attribute_all`.
+    """
     from srkd.attribution import attribute
 
     return attribute(model, image, window, **options)

@@ -9,6 +9,7 @@ arXiv 2011.11036; methods.md 1.10.
     map  = |sum over channels of LAM|, divided by its maximum                                  (4)
     G    = sum_{i=1..n} (2i - n - 1) a_i / (n sum a),   a = sorted map + 1e-7                  (5)
     DI   = (1 - G) * 100                                                                       (6)
+    S_t  = sum over the channels and pixels of image t of |LAM| / the same over all images     (7)
 
     x     (1, C, h, w)  in [0, 1]   the sharp input; g_m = x, g_0 is the most blurred one
     F(x)  (1, C', H, W)             window = x,y,size in pixels of this OUTPUT
@@ -16,7 +17,10 @@ arXiv 2011.11036; methods.md 1.10.
           and where it ends at the border of the output its last row or column has no difference
     DI    0..100; higher = more pixels take part. Depends on h, w and m: compare on one input and path
 
-LAM has the shape of x, so an input of 3N channels (N stacked images) gives N maps (`split`).
+Of an aggregated teacher (MTKD, srkd/aggregate.py), F is the aggregation network and x are the SR images of
+its N teachers on 3N channels: blurred together, one gradient, LAM split into N maps. Then h, w are H, W:
+sigma_max and l count SR pixels, and DI is not to be compared with that of a network, whose x is the LR image.
+S_t is ours; the paper has one image.
 
 The blur mirrors the image at its borders without repeating the border pixel. Departs from the public
 demo in one point: at a pixel where both differences are 0 the root has no gradient; 0 is taken there, for
@@ -26,28 +30,24 @@ that pixel alone, where the demo loses the gradient of every input pixel that th
 from __future__ import annotations
 
 import math
-import re
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from srkd.data.degradation import downscale_uint8, upscale_uint8
+from srkd.aggregate import Aggregate
+from srkd.data.degradation import downscale_uint8
 from srkd.devices import pick_device
 from srkd.errors import MissingError, SrkdError
-from srkd.files import sha256, write_json
-from srkd.images import read_rgb8, to_tensor, write_png
+from srkd.images import read_rgb8, to_tensor, to_uint8
 from srkd.loaded import LoadedModel
 from srkd.models import load_model
-from srkd.report import save_strips
 from srkd.tiling import out_of_memory
-from srkd.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +65,7 @@ class Window(NamedTuple):
 class BlurPath:
     """How the input goes from blurred to sharp; the values of the paper's demo."""
 
-    sigma_max: float = 1.2  # input pixels
+    sigma_max: float = 1.2  # pixels of x
     steps: int = 50  # m
     kernel_px: int = 9  # l
 
@@ -160,6 +160,12 @@ def diffusion_index(gini: float) -> float:  # Eq. (6)
     return (1 - gini) * 100
 
 
+def shares(signed: Tensor, channels: int = 3) -> list[float]:  # Eq. (7)
+    """(C, h, w) -> one share in 0..1 for each group of `channels`, their sum 1; NaN when all are zero."""
+    amounts = torch.stack([group.abs().sum() for group in signed.double().split(channels)])
+    return (amounts / amounts.sum()).tolist()
+
+
 # --- the path through a network -----------------------------------------------------------------
 
 
@@ -179,11 +185,22 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Heat:
-    """A map (h, w) in [0, 1], its Gini coefficient and diffusion index; both NaN when the map is zero."""
+    """The map of one image of x.
+
+    map                    (h, w) in [0, 1]
+    gini, diffusion_index  of the map; NaN when it is zero
+    share                  of the image in what all images of x contribute, 0..1; NaN when nothing does
+    """
 
     map: Tensor
     gini: float
     diffusion_index: float
+    share: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an index: whether any pixel takes part."""
+        return not math.isnan(self.diffusion_index)
 
 
 def attribution(
@@ -213,7 +230,7 @@ def attribution(
     previous = blur(sharp, path.sigma(0), path.kernel_px)
     signed = torch.zeros_like(sharp)
     undefined = 0
-    with _frozen(network), _memory_named(x), torch.enable_grad():
+    with _frozen(network), _memory_named("the network's gradient", x), torch.enable_grad():
         with torch.no_grad():
             start = _drawn(network, previous.to(x.dtype), window).item()
         drawn = torch.zeros(1)
@@ -248,7 +265,10 @@ def split(signed: Tensor, channels: int = 3) -> list[Heat]:
             f"{len(signed)} channels do not split into groups of {channels}; give a divisor."
         )
     maps = [heat_map(group) for group in signed.split(channels)]
-    return [Heat(m, g := gini(m), diffusion_index(g)) for m in maps]
+    return [
+        Heat(m, g := gini(m), diffusion_index(g), share)
+        for m, share in zip(maps, shares(signed, channels), strict=True)
+    ]
 
 
 def check_window(window: Window, height: int, width: int) -> None:
@@ -305,14 +325,14 @@ def _frozen(network: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _memory_named(x: Tensor) -> Iterator[None]:
+def _memory_named(what: str, x: Tensor) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise MissingError(
-            f"the network's gradient for an input of {x.shape[-1]}x{x.shape[-2]} px does not fit into the "
+            f"{what} for an input of {x.shape[-1]}x{x.shape[-2]} px does not fit into the "
             f"memory of {x.device}; take one step at once, another device, or a part of the picture."
         ) from error
 
@@ -322,24 +342,47 @@ def _memory_named(x: Tensor) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Row:
-    """One model on one picture. `lr` (h, w, 3) uint8 is what it was given."""
+    """The map of one network, or of one teacher of an aggregated one, on one picture.
 
-    label: str
+    name         what tells the model from the others
+    lr           (h, w, 3) uint8, what the model was given
+    image        uint8, what the map is of: `lr`, or the teacher's SR image, clamped, (scale*h, scale*w, 3)
+    attribution  of the 3 channels of that image; `rise` and `undefined` are those of the whole network
+    teacher      its name, unlike the other teachers' of this model; "" for a network
+    """
+
+    name: str
     model: LoadedModel
     lr: np.ndarray
+    image: np.ndarray
     window: Window
     attribution: Attribution
     heat: Heat
+    teacher: str = ""
+
+    @property
+    def label(self) -> str:
+        """`name`, or `name: teacher`."""
+        return f"{self.name}: {self.teacher}" if self.teacher else self.name
 
 
 def attribute(
     model: LoadedModel | str | Path,
     image: str | Path | np.ndarray,
     window: Window | tuple[int, int, int],
+    *,
+    scale: int | None = None,
     **options: Any,
 ) -> Row:
-    """`attribute_all` for one MODEL: `.heat.map` is the map (h, w), `.heat.diffusion_index` the number."""
-    return attribute_all([model], image, window, **options)[0]
+    """`attribute_all` for one network: `.heat.map` is the map (h, w), `.heat.diffusion_index` the number."""
+    loaded = _opened(model, scale)
+    if isinstance(loaded.network, Aggregate):
+        raise SrkdError(
+            f"{loaded.name} is an aggregated teacher, which has a map for each of its teachers "
+            f"({', '.join(loaded.network.names)}), but one was asked for; call "
+            "srkd.attribution.attribute_all([model], ...)."
+        )
+    return attribute_all([loaded], image, window, **options)[0]
 
 
 def attribute_all(
@@ -356,13 +399,15 @@ def attribute_all(
 ) -> list[Row]:
     """Attribute a window (x, y, size in output pixels) of what MODELs of one scale make of a picture.
 
+    A network gives one row. An aggregated teacher gives one for each of its teachers, in its order.
+
     image   a file, or (h, w, 3) uint8: the input as it is given, or with `hr` the picture that is first
             made smaller by the scale, as the LR images of the benchmarks were
     Every model is opened before any runs; `progress` is called with (done, total) steps of all.
     """
     target, window = pick_device(device), Window(*window)
     pixels = image if isinstance(image, np.ndarray) else read_rgb8(Path(image))
-    loaded = [m if isinstance(m, LoadedModel) else load_model(m, scale) for m in models]
+    loaded = [_opened(model, scale) for model in models]
     scales = sorted({model.scale for model in loaded})
     if len(scales) > 1:
         raise SrkdError(
@@ -374,19 +419,46 @@ def attribute_all(
         _check_input(model, lr, window)
     names = [model.name for model in loaded]
     rows = []
-    for model in loaded:
+    for i, model in enumerate(loaded):
 
-        def advance(done: int, total: int, before: int = len(rows)) -> None:
+        def advance(done: int, total: int, before: int = i) -> None:
             if progress is not None:
                 progress(before * total + done, len(loaded) * total)
 
-        x = to_tensor(lr).to(target)
-        network = model.network.to(target)
+        network, x = _attributed(model, to_tensor(lr).to(target))
         found = attribution(network, x, window, path, batch=batch, progress=advance)
-        (heat,) = split(found.signed.cpu())
-        label = model.name if names.count(model.name) == 1 else str(model.source)
-        rows.append(Row(label, model, lr, window, found, heat))
+        signed = found.signed.cpu()
+        name = model.name if names.count(model.name) == 1 else str(model.source)
+        for teacher, image_of_x, part, heat in zip(
+            _teachers(model), x[0].split(3), signed.split(3), split(signed), strict=True
+        ):
+            seen = to_uint8(image_of_x) if teacher else lr
+            own = replace(found, signed=part)
+            rows.append(Row(name, model, lr, seen, window, own, heat, teacher))
     return rows
+
+
+def _opened(model: LoadedModel | str | Path, scale: int | None) -> LoadedModel:
+    return model if isinstance(model, LoadedModel) else load_model(model, scale)
+
+
+def _attributed(model: LoadedModel, lr: Tensor) -> tuple[nn.Module, Tensor]:
+    """F and x: a network and `lr`, or the aggregation network and its teachers' images, (1, 3N, H, W)."""
+    network = model.network.to(lr.device)
+    if not isinstance(network, Aggregate):
+        return network, lr
+    with _frozen(network), _memory_named("the teachers' pass", lr), torch.no_grad():
+        return network.network, network.stack(lr)
+
+
+def _teachers(model: LoadedModel) -> list[str]:
+    """A name for each image of x: of each teacher, with its place where two have one name; "" for a network."""
+    if not isinstance(model.network, Aggregate):
+        return [""]
+    names = model.network.names
+    return [
+        name if names.count(name) == 1 else f"{i} {name}" for i, name in enumerate(names, start=1)
+    ]
 
 
 def _check_input(model: LoadedModel, lr: np.ndarray, window: Window) -> None:
@@ -402,96 +474,3 @@ def _check_input(model: LoadedModel, lr: np.ndarray, window: Window) -> None:
             "take a larger picture."
         )
     check_window(window, model.scale * h, model.scale * w)
-
-
-# --- what is shown and written ------------------------------------------------------------------
-
-# Black to pale yellow, about 20 of CIE lightness from one to the next: twice the value looks twice as light.
-RAMP = ((0, 0, 0), (64, 24, 112), (150, 40, 108), (226, 84, 56), (250, 170, 40), (255, 250, 200))
-WINDOW_COLOUR = (0, 255, 255)  # not on the ramp
-BLEND = 0.5  # share of the heat in an overlay, as in the paper's demo
-
-
-def colours(heat: np.ndarray) -> np.ndarray:
-    """(h, w) in [0, 1] -> (h, w, 3) uint8 along the ramp."""
-    at = np.linspace(0, 1, len(RAMP))
-    channels = [np.interp(heat, at, channel) for channel in zip(*RAMP, strict=True)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
-
-
-def heat_picture(row: Row) -> np.ndarray:
-    """(H, W, 3) uint8: the map, every input pixel as a square of scale x scale."""
-    scale = row.model.scale
-    return colours(row.heat.map.numpy()).repeat(scale, 0).repeat(scale, 1)
-
-
-def framed_picture(row: Row, heat: float = BLEND) -> np.ndarray:
-    """(H, W, 3) uint8: the input by bicubic interpolation, a share of heat over it, a frame around the window."""
-    image = Image.fromarray(upscale_uint8(row.lr, row.model.scale))
-    if heat:
-        # Grey beneath, so that every colour is heat.
-        image = Image.blend(
-            image.convert("L").convert("RGB"), Image.fromarray(heat_picture(row)), heat
-        )
-    x, y, size = row.window
-    ImageDraw.Draw(image).rectangle((x - 1, y - 1, x + size, y + size), outline=WINDOW_COLOUR)
-    return np.asarray(image)
-
-
-def document(rows: Sequence[Row], image: str, path: BlurPath, *, hr: bool) -> dict[str, Any]:
-    """Everything as plain values for JSON; an index of null means that no pixel takes part."""
-    h, w = rows[0].lr.shape[:2]
-    return {
-        "image": image,
-        "made_smaller": hr,
-        "input_size": [h, w],
-        "window": rows[0].window._asdict(),
-        "path": asdict(path),
-        "srkd": __version__,
-        "torch": torch.__version__,
-        "models": [
-            {
-                "model": row.label,
-                "source": str(row.model.source),
-                "weights_sha256": _weights_hash(row.model),
-                "scale": row.model.scale,
-                "diffusion_index": row.heat.diffusion_index,
-                "gini": row.heat.gini,
-                "rise": row.attribution.rise,
-                "attributed": row.attribution.signed.sum().item(),
-                "undefined_gradients": row.attribution.undefined,
-                "notes": list(row.model.notes),
-            }
-            for row in rows
-        ],
-    }
-
-
-def _weights_hash(model: LoadedModel) -> str | None:
-    """None for a network that was built in memory."""
-    source = model.source
-    file = source / "weights.safetensors" if source.is_dir() else source
-    return sha256(file) if file.is_file() else None
-
-
-def write_maps(folder: Path, rows: Sequence[Row], described: dict[str, Any]) -> list[Path]:
-    """Write the pictures of every model, all side by side if there are several, and the numbers."""
-    written = []
-    for row in rows:
-        name = file_name(row.label)
-        for what, picture in (("map", heat_picture(row)), ("overlay", framed_picture(row))):
-            written.append(folder / f"{name}_{what}.png")
-            write_png(written[-1], picture)
-    if len(rows) > 1:
-        titles = [f"{row.label}, DI {row.heat.diffusion_index:.2f}" for row in rows]
-        panels = [framed_picture(rows[0], heat=0), *map(framed_picture, rows)]
-        written.append(folder / "side_by_side.png")
-        save_strips(written[-1], [panels], ["input", *titles])
-    written.append(folder / "attribution.json")
-    write_json(written[-1], described)
-    return written
-
-
-def file_name(label: str) -> str:
-    """A label (it may be a path) as part of a file's name, which a file system wants below 256 bytes."""
-    return re.sub(r"[^\w.+-]+", "_", label)[-80:].strip("._")

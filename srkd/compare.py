@@ -256,11 +256,14 @@ def compare(
 
 
 def _settings(run: FinishedRun) -> dict[str, Any]:
-    """The method's options but for paths of files, which differ between machines."""
-    configs = dict(run.recipe.method.configs)
-    for part, key in file_options(run.recipe.method):
+    """The method's options but for paths of files, which differ between machines; a first stage's budget."""
+    recipe = run.recipe
+    configs = dict(recipe.method.configs)
+    for part, key in file_options(recipe.method):
         configs[part] = replace(configs[part], **{key: ""})
-    return configs
+    if recipe.stage1 is not None and not recipe.stage1.run:
+        configs["stage1"] = replace(recipe.stage1, log_every=1, save_every=1)
+    return configs | {"teacher.cache": recipe.teacher.cache}
 
 
 def _multiply_adds(runs: Sequence[FinishedRun]) -> dict[str, float]:
@@ -383,12 +386,16 @@ def _labelled(rows: list[Row]) -> list[Row]:
 
 def _options(row: Row) -> dict[str, Any]:
     """Every option of the method's parts; a key alone where there is one part."""
-    configs = row.runs[0].recipe.method.configs
-    return {
+    recipe = row.runs[0].recipe
+    configs = recipe.method.configs
+    options = {
         key if len(configs) == 1 else f"{part}.{key}": value
         for part, config in configs.items()
         for key, value in asdict(config).items()
     }
+    own = recipe.stage1 if recipe.stage1 is not None and not recipe.stage1.run else None
+    stage1 = {f"stage1.{key}": value for key, value in (asdict(own) if own else {}).items()}
+    return options | stage1 | {"teacher.cache": recipe.teacher.cache}
 
 
 def _order(row: Row) -> tuple[Any, ...]:

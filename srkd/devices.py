@@ -47,3 +47,9 @@ def bf16_units() -> str:
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     units = (("amx_bf16", "AMX bf16 tiles"), ("avx512_bf16", "AVX-512 bf16 products"))
     return next((name for key, name in units if capabilities.get(key)), "")
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was given; a CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -12,7 +12,9 @@ import torch
 
 from srkd.cost import cost
 from srkd.data.folders import list_pairs
+from srkd.devices import wait_for
 from srkd.errors import SrkdError
+from srkd.first_stage import first_stage_of, trains_first_stage
 from srkd.images import picture_size
 from srkd.inputs import open_validation
 from srkd.networks import build
@@ -21,6 +23,7 @@ from srkd.training import memory_advice, prepare, train_step
 
 if TYPE_CHECKING:
     from srkd.recipe import Recipe
+    from srkd.training import Training
 
 TIMED_STEPS = 2
 
@@ -31,32 +34,24 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     The step runs on random images, so nothing is decoded or cached; the data are only listed.
     """
     training = prepare(recipe, device)
-    batch, patch, scale = recipe.train.batch, recipe.data.patch, recipe.student.scale
-    images, sets = check_data(recipe, training.student.facts.minimum_px)
-
-    random = torch.Generator().manual_seed(recipe.seed)
-    lr = torch.randint(256, (batch, 3, patch, patch), generator=random, dtype=torch.uint8)
-    size = (batch, 3, scale * patch, scale * patch)
-    hr = torch.randint(256, size, generator=random, dtype=torch.uint8)
-    cuda = training.device.type == "cuda"
-    # As in the middle of the training: some methods begin otherwise than they go on.
-    training.done = recipe.train.iterations // 2
-    with memory_advice(recipe):
-        train_step(training, lr, hr)  # warm-up: kernels are chosen and buffers made
-    if cuda:
-        torch.cuda.synchronize(training.device)
-    start = time.perf_counter()
-    for _ in range(TIMED_STEPS):
-        train_step(training, lr, hr)
-    if cuda:
-        torch.cuda.synchronize(training.device)
-    seconds = (time.perf_counter() - start) / TIMED_STEPS
-    if cuda:
+    images, sets = check_data(recipe, training.upscaler.facts.minimum_px)
+    first: dict[str, str] = {}
+    if trains_first_stage(recipe):
+        stage1 = prepare(first_stage_of(training.recipe), device)
+        seconds = _step_seconds(stage1)
+        count = _count(stage1.student)
+        first["first stage"] = (
+            f"aggregation of {len(stage1.teachers)} teachers, {count:,} parameters; {_step(stage1, seconds)}"
+        )
+        first["time of the first stage"] = _whole_time(stage1, seconds)
+        del stage1
+    seconds = _step_seconds(training)
+    if training.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(training.device)
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    runs = 2 if recipe.with_baseline else 1
+    scale = recipe.student.scale
     counted = cost(build(recipe.student.network, scale))
     return {
         "student": f"{recipe.student.network} x{scale}, {counted.parameters:,} parameters, "
@@ -65,14 +60,46 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         or "none",
         "method": f"{recipe.method.name}, {_count(training.method):,} extra parameters in training",
         **({"notes": "; ".join(training.notes)} if training.notes else {}),
+        **first,
         "data": f"{images} training images",
         "validation": ", ".join(sets) or "none",
         "device": f"{training.device}, {training.precision}",
-        "step": f"{seconds * 1000:.0f} ms at batch {batch}, LR patch {patch}",
-        "memory": f"{memory / 2**20:.0f} MiB peak of {'the GPU' if cuda else 'this process'}",
-        "time": f"{duration(seconds * recipe.train.iterations)} for {recipe.train.iterations:,} "
-        f"iterations{' (the baseline comes on top)' if runs == 2 else ''}, validation not counted",
+        "step": _step(training, seconds),
+        "memory": f"{memory / 2**20:.0f} MiB peak of {'this process' if training.device.type == 'cpu' else 'the GPU'}",
+        "time": _whole_time(training, seconds)
+        + (" (the baseline comes on top)" if recipe.with_baseline else ""),
     }
+
+
+def _step_seconds(training: Training) -> float:
+    """Time of a step in the middle of the training: some methods begin otherwise than they go on."""
+    recipe = training.recipe
+    batch, patch, scale = recipe.train.batch, recipe.data.patch, recipe.student.scale
+    random = torch.Generator().manual_seed(recipe.seed)
+    lr = torch.randint(256, (batch, 3, patch, patch), generator=random, dtype=torch.uint8)
+    size = (batch, 3, scale * patch, scale * patch)
+    hr = torch.randint(256, size, generator=random, dtype=torch.uint8)
+    cached = (hr.to(torch.float16) / 255,) * (len(training.teachers) if recipe.teacher.cache else 0)
+    training.done = recipe.train.iterations // 2
+    with memory_advice(recipe):
+        train_step(training, lr, hr, cached)  # warm-up: kernels are chosen and buffers made
+    wait_for(training.device)
+    start = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        train_step(training, lr, hr, cached)
+    wait_for(training.device)
+    return (time.perf_counter() - start) / TIMED_STEPS
+
+
+def _step(training: Training, seconds: float) -> str:
+    r = training.recipe
+    cached = ", teachers from the cache" if r.teacher.cache else ""
+    return f"{seconds * 1000:.0f} ms at batch {r.train.batch}, LR patch {r.data.patch}{cached}"
+
+
+def _whole_time(training: Training, seconds: float) -> str:
+    count = training.recipe.train.iterations
+    return f"{duration(seconds * count)} for {count:,} iterations, validation not counted"
 
 
 def _count(network: torch.nn.Module) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from srkd.data.degradation import upscale_uint8
 from srkd.data.sets import EvaluationSet, open_set
-from srkd.devices import pick_device
+from srkd.devices import pick_device, wait_for
 from srkd.errors import MissingError, SrkdError
 from srkd.files import replacing, write_json
 from srkd.images import to_tensor, to_uint8, write_png
@@ -94,7 +94,7 @@ def score(
     if device is not None:
         network.to(device)
     first = next(network.parameters(), None)
-    with _eval_mode(network), _float32():
+    with _eval_mode(network), plain_float32():
         return _score(
             network, evaluation_set, protocol, first.device if first is not None else "cpu"
         )
@@ -103,6 +103,34 @@ def score(
 def score_bicubic(evaluation_set: EvaluationSet, protocol: Protocol = PAPER_Y) -> SetScore:
     """Score MATLAB's bicubic upscaling, the first row of every table."""
     return _score(Bicubic(evaluation_set.scale), evaluation_set, protocol, "cpu")
+
+
+@torch.inference_mode()
+def score_parts(
+    network: nn.Module,
+    parts: Callable[[Tensor], dict[str, Tensor]],
+    evaluation_set: EvaluationSet,
+    protocol: Protocol = PAPER_Y,
+) -> dict[str, SetScore]:
+    """Score every image that one pass makes: `parts(lr)` runs `network` and names (1, 3, H, W) outputs."""
+    first = next(network.parameters(), None)
+    device = first.device if first is not None else torch.device("cpu")
+    found: dict[str, list[ImageScore]] = {}
+    with _eval_mode(network), plain_float32():
+        for image in evaluation_set:
+            start = time.perf_counter()
+            made = parts(to_tensor(image.lr).to(device))
+            hr = torch.tensor(image.hr, device=device).permute(2, 0, 1)[None]
+            for name, sr in made.items():
+                psnr, ssim = psnr_ssim(levels(sr), hr, evaluation_set.scale, protocol)
+                taken = time.perf_counter() - start
+                own = ImageScore(image.name, psnr.item(), ssim.item(), taken)
+                found.setdefault(name, []).append(own)
+    s = evaluation_set
+    return {
+        name: SetScore(s.name, s.scale, s.lr_origin, protocol, tuple(scores))
+        for name, scores in found.items()
+    }
 
 
 def evaluate(
@@ -140,7 +168,7 @@ def evaluate(
         network.to(target, memory_format=layout)  # type: ignore[call-overload]
     upscale = eightfold(network) if self_ensemble else network
     opened = open_sets(sets, scale)
-    with _eval_mode(network), _float32():
+    with _eval_mode(network), plain_float32():
         return [_score(upscale, s, protocol, target, least_px, save, progress) for s in opened]
 
 
@@ -249,12 +277,10 @@ def _score(
 
 
 def _timed(upscale: Upscaler, lr: Tensor) -> tuple[Tensor, float]:
-    if lr.device.type == "cuda":
-        torch.cuda.synchronize(lr.device)
+    wait_for(lr.device)
     start = time.perf_counter()
     sr = upscale(lr)
-    if lr.device.type == "cuda":
-        torch.cuda.synchronize(lr.device)
+    wait_for(lr.device)
     return sr, time.perf_counter() - start
 
 
@@ -273,7 +299,7 @@ def _eval_mode(network: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _float32() -> Iterator[None]:
+def plain_float32() -> Iterator[None]:
     """Plain float32 arithmetic: no autocast, no TF32, no bf16 products, whatever training has set."""
     products = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

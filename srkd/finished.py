@@ -106,6 +106,9 @@ def _read_into(found: Finding, folder: Path) -> None:
         found.skipped[str(folder)] = "not finished: it has no model.json"
         return
     try:
+        if _is_first_stage(folder):
+            found.skipped[str(folder)] = "a first stage alone: it trained no student"
+            return
         run = read_run(folder)
     except SrkdError as error:
         found.failed[str(folder)] = str(error)
@@ -116,6 +119,11 @@ def _read_into(found: Finding, folder: Path) -> None:
             _read_into(found, folder / "baseline")
         else:
             found.skipped[str(folder / "baseline")] = "not there, though the run asked for one"
+
+
+def _is_first_stage(folder: Path) -> bool:
+    recipe = folder / "recipe.toml"
+    return recipe.is_file() and load_recipe(recipe).stages == "first"
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -176,7 +184,7 @@ def _described(folder: Path, recipe: Recipe, info: dict[str, Any]) -> FinishedRu
         family=info["family"],
         arguments=info["arguments"],
         parameters=int(info["parameters"]),
-        teachers=tuple((t["name"], t["weights_sha256"]) for t in training["teachers"]),
+        teachers=tuple(_identity(t, recipe) for t in training["teachers"]),
         scores=scores,
         curve=_curve(records, scores),
         steps_per_s=median(speeds) if speeds else None,
@@ -185,6 +193,16 @@ def _described(folder: Path, recipe: Recipe, info: dict[str, Any]) -> FinishedRu
         seconds=float(training["seconds"]),
         versions=info["versions"],
     )
+
+
+def _identity(teacher: dict[str, Any], recipe: Recipe) -> tuple[str, str]:
+    """Name and hash of a teacher; one that the run aggregated itself counts by what it was made of.
+
+    So runs of several seeds, each with its own first stage, are one row.
+    """
+    own = recipe.stage1 is not None and not recipe.stage1.run
+    hashes = [member["weights_sha256"] for member in teacher.get("aggregates", ())] if own else []
+    return teacher["name"], "+".join(hashes) or teacher["weights_sha256"]
 
 
 def _budget(recipe: Recipe, info: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,12 @@ from srkd.evaluate import open_sets
 from srkd.metrics import WINDOW_PX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from srkd.data.cache import TrainingSet
     from srkd.data.sets import EvaluationSet
     from srkd.recipe import Recipe
+    from srkd.teacher_cache import TaughtImages
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Inputs:
     data: TrainingSet
     sampler: PatchSampler
     sets: list[EvaluationSet]
+
+    def crops_for(self, recipe: Recipe, taught: Sequence[TaughtImages] = ()) -> Inputs:
+        """The same images with the crops of another recipe, and of cached outputs of its teachers."""
+        return replace(self, sampler=_sampler(self.data, recipe, taught))
 
 
 def open_inputs(
@@ -46,8 +51,14 @@ def open_inputs(
         cache=Path(os.path.expandvars(d.cache)) if d.cache else None,
         progress=progress,
     )
-    sampler = PatchSampler(data, d.patch, recipe.train.batch, recipe.seed, d.augment)
-    return Inputs(data, sampler, sets)
+    return Inputs(data, _sampler(data, recipe), sets)
+
+
+def _sampler(
+    data: TrainingSet, recipe: Recipe, taught: Sequence[TaughtImages] = ()
+) -> PatchSampler:
+    d = recipe.data
+    return PatchSampler(data, d.patch, recipe.train.batch, recipe.seed, d.augment, taught=taught)
 
 
 def open_validation(recipe: Recipe, minimum_px: int) -> list[EvaluationSet]:

@@ -3,11 +3,15 @@
     folder/model.json            what it is: family, arguments, scale, versions, training facts, scores
     folder/weights.safetensors   the network's weights, keys of ours
 
-A network is rebuilt from model.json alone.
+A network is rebuilt from model.json alone. An aggregated teacher (the first stage of MTKD) needs its teachers
+too: model.json says which, by the hash of their weights, in order, and recipe.toml of the folder says where they
+are (`teacher.models`). Its weights.safetensors holds the aggregation network.
 """
 
 from __future__ import annotations
 
+import os
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +20,15 @@ from srkd.files import read_json, replacing, sha256, write_json
 from srkd.loaded import LoadedModel, load_state, read_safetensors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from srkd.networks.base import Network
+    from srkd.networks.dctswin import DctSwin
 
 FORMAT = 1
+AGGREGATE_FAMILY = "dctswin"
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
 
@@ -71,6 +79,115 @@ def shipped_models() -> list[str]:
 
 
 def _load_folder(folder: Path) -> LoadedModel:
+    from srkd.networks.dctswin import DctSwin
+
+    network, info = _read_folder(folder)
+    if isinstance(network, DctSwin):
+        return _aggregate(folder, network, info, None)
+    return LoadedModel(network, folder.resolve().name, folder, network.facts, info)
+
+
+def load_aggregate(folder: Path, teachers: Sequence[str] | None = None) -> LoadedModel:
+    """The aggregated teacher in a run folder; its network is a `srkd.aggregate.Aggregate`, in eval mode.
+
+    `teachers` are other places of the same weights, in the same order; default: `teacher.models` of the
+    folder's recipe.toml. Other weights and another order are refused.
+    """
+    from srkd.networks.dctswin import DctSwin
+
+    network, info = _read_folder(folder)
+    if not isinstance(network, DctSwin):
+        raise SrkdError(
+            f"{folder} holds a network (family '{network.family}'), not an aggregated teacher; give the "
+            "folder of a first stage."
+        )
+    return _aggregate(folder, network, info, teachers)
+
+
+def _aggregate(
+    folder: Path, network: DctSwin, info: dict[str, Any], places: Sequence[str] | None
+) -> LoadedModel:
+    from srkd.aggregate import Aggregate
+
+    try:
+        known = [(member["name"], member["weights_sha256"]) for member in info["aggregates"]]
+    except (TypeError, LookupError) as error:
+        raise SrkdError(
+            f"{folder / 'model.json'} is damaged (its list of teachers, 'aggregates': {error}); restore it or "
+            "train again."
+        ) from error
+    specs = _teacher_places(folder) if places is None else list(places)
+    teachers = _load_members(folder, specs, known, network.scale)
+    aggregate = Aggregate(teachers, network).eval()
+    notes = tuple(f"{teacher.name}: {note}" for teacher in teachers for note in teacher.notes)
+    return LoadedModel(aggregate, folder.resolve().name, folder, aggregate.facts, info, notes)
+
+
+def _teacher_places(folder: Path) -> list[str]:
+    """`teacher.models` of the folder's recipe, with environment variables filled in."""
+    path = folder / "recipe.toml"
+    try:
+        models = tomllib.loads(path.read_text(encoding="utf-8"))["teacher"]["models"]
+        return [os.path.expandvars(spec) for spec in models]
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, LookupError, TypeError) as error:
+        raise SrkdError(
+            f"{path} does not say where the teachers of this aggregated teacher are ({error!r}); restore it, or "
+            "write [teacher] models = [...] into it, in the order of model.json."
+        ) from error
+
+
+def _load_members(
+    folder: Path, specs: list[str], known: list[tuple[str, str]], scale: int
+) -> list[LoadedModel]:
+    """The teachers at these places, which must be the ones the aggregation network was trained with."""
+    order = ", ".join(name for name, _ in known)
+    if len(specs) != len(known):
+        raise SrkdError(
+            f"got {len(specs)} teachers ({', '.join(specs) or 'none'}), but {folder} aggregates {len(known)} "
+            f"({order}); list these, in this order."
+        )
+    teachers = []
+    for i, spec in enumerate(specs):
+        try:
+            teachers.append(load_model(spec, scale))
+        except SrkdError as error:
+            raise type(error)(
+                f"teacher {i + 1} of {len(specs)} ({known[i][0]}) of {folder} cannot be loaded from {spec}: "
+                f"{error} Its place is named by teacher.models of the recipe."
+            ) from error
+    found, wanted = [weights_hash(teacher) for teacher in teachers], [own for _, own in known]
+    if found == wanted:
+        return teachers
+    if sorted(found) == sorted(wanted):
+        right = ", ".join(specs[found.index(own)] for own in wanted)
+        raise SrkdError(
+            f"the teachers of {folder} are given in another order than it was trained with; list them as "
+            f"{right} (teacher.models)."
+        )
+    wrong = next(i for i in range(len(specs)) if found[i] != wanted[i])
+    raise SrkdError(
+        f"teacher {wrong + 1} of {len(specs)} of {folder} was {known[wrong][0]}, but {specs[wrong]} holds other "
+        "weights (its hash differs); restore that file or name its place in teacher.models, or train the "
+        "first stage again with these teachers."
+    )
+
+
+def weights_hash(model: LoadedModel) -> str:
+    """Hash of the file that a model was read from, with the sidecar that completes it.
+
+    An aggregated teacher adds the hashes of its teachers, in order.
+    """
+    source = model.source
+    if source.is_dir():
+        own = sha256(source / "weights.safetensors")
+        members = model.info.get("aggregates", ())
+        return "+".join([own, *(member["weights_sha256"] for member in members)])
+    sidecar = source.with_suffix(".json")
+    return sha256(source) + (f"+{sha256(sidecar)}" if sidecar.is_file() else "")
+
+
+def _read_folder(folder: Path) -> tuple[Network | DctSwin, dict[str, Any]]:
+    """The network that model.json describes, with the folder's weights, and model.json itself."""
     from srkd.networks import build_family
 
     description = folder / "model.json"
@@ -81,8 +198,12 @@ def _load_folder(folder: Path) -> LoadedModel:
             "use the srkd version that wrote it, or train again."
         )
     try:
-        network = build_family(info["family"], info["arguments"])
-        if info["scale"] != network.scale or not info["arguments"].get("rgb_range", 1) > 0:
+        family, arguments = info["family"], info["arguments"]
+        if family == AGGREGATE_FAMILY:
+            network = _build_dctswin(arguments)
+        else:
+            network = build_family(family, arguments)
+        if info["scale"] != network.scale or not arguments.get("rgb_range", 1) > 0:
             raise ValueError("its scale or range contradicts its arguments")
     except (
         LookupError,
@@ -102,7 +223,14 @@ def _load_folder(folder: Path) -> LoadedModel:
             "restore both from one run."
         )
     load_state(network, read_safetensors(weights), weights)
-    return LoadedModel(network, folder.resolve().name, folder, network.facts, info)
+    return network, info
+
+
+def _build_dctswin(arguments: dict[str, Any]) -> DctSwin:
+    from srkd.networks.dctswin import DctSwin, DctSwinConfig
+
+    # JSON has lists, configs are hashable.
+    return DctSwin(DctSwinConfig(**{**arguments, "depths": tuple(arguments["depths"])}))
 
 
 def _load_file(path: Path, scale: int | None) -> LoadedModel:
@@ -118,17 +246,43 @@ def save_model(
 
     `state` replaces the network's own weights (EMA). `info` adds training facts, scores, versions.
     """
-    from safetensors.torch import save
-
     from srkd.networks import zoo_name
 
-    tensors = {k: v.detach().cpu().contiguous() for k, v in (state or network.state_dict()).items()}
+    zoo = zoo_name(network.family, network.arguments)
+    _save(folder, network, zoo, state or network.state_dict(), info)
+
+
+def save_aggregate(
+    folder: Path,
+    network: DctSwin,
+    teachers: Sequence[LoadedModel],
+    hashes: Sequence[str],
+    info: dict[str, Any],
+) -> None:
+    """The same for an aggregation network; its teachers are named in order, by `hashes` of `weights_hash`."""
+    members = [
+        {"name": teacher.name, "weights_sha256": own}
+        for teacher, own in zip(teachers, hashes, strict=True)
+    ]
+    _save(folder, network, None, network.state_dict(), {"aggregates": members, **info})
+
+
+def _save(
+    folder: Path,
+    network: Network | DctSwin,
+    zoo: str | None,
+    state: dict[str, Tensor],
+    info: dict[str, Any],
+) -> None:
+    from safetensors.torch import save
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     weights = folder / "weights.safetensors"
     with replacing(weights) as temporary:
         temporary.write_bytes(save(tensors))
     description = {
         "format": FORMAT,
-        "network": zoo_name(network.family, network.arguments),
+        "network": zoo,
         "family": network.family,
         "arguments": network.arguments,
         "scale": network.scale,

@@ -27,6 +27,7 @@ class StudentConfig:
 @dataclass(frozen=True)
 class TeacherConfig:
     models: tuple[str, ...] = ()  # MODEL each; the order is kept
+    cache: bool = False  # outputs over the training images computed once, not in every step
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: str = "step"  # step | cosine | constant
     milestone_every: int = 100_000  # step: learning rate times gamma every so many iterations
+    milestones: tuple[int, ...] = ()  # step: instead at these iterations
     gamma: float = 0.1
     final_learning_rate: float = 0.0  # cosine: where it ends
     warmup: int = 0  # iterations of linear warm-up
@@ -59,13 +61,31 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class Stage1Config(TrainConfig):
+    """The first stage of a method that has one (MTKD); what is not set is as in [train] and [data]."""
+
+    run: str = ""  # a run whose first stage is used again; empty: it is trained in this run
+    patch: int = 48  # LR pixels
+
+    def train(self) -> TrainConfig:
+        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
+
+
+@dataclass(frozen=True)
 class ValidateConfig:
     sets: tuple[str, ...] = ("builtin",)  # names of benchmark sets, or folders
     every: int = 5_000  # iterations; 0: only at the end
+    teachers: bool = True  # the report scores the teachers too
 
 
 SCHEDULES = ("step", "cosine", "constant")
 PRECISIONS = ("fp32", "bf16", "auto")
+POSITIVE = (
+    *("iterations", "batch", "accumulate", "learning_rate"),
+    *("milestone_every", "log_every", "save_every"),
+)
+STAGES = ("all", "first")
+STAGED = ("stages", "stage1")  # keys of methods with a first stage alone
 SECTIONS: dict[str, type] = {
     "student": StudentConfig,
     "teacher": TeacherConfig,
@@ -85,6 +105,8 @@ class Recipe:
     validate: ValidateConfig = field(default_factory=ValidateConfig)
     seed: int = 0
     with_baseline: bool = False
+    stages: str = "all"  # first: the first stage alone
+    stage1: Stage1Config | None = None  # None for methods without a first stage
 
     def to_dict(self) -> dict[str, Any]:
         sections = {name: asdict(getattr(self, name)) for name in SECTIONS}
@@ -92,9 +114,12 @@ class Recipe:
             "name": self.method.name,
             **{p: asdict(c) for p, c in self.method.configs.items()},
         }
+        if self.stage1 is not None:
+            sections["stage1"] = asdict(self.stage1)
         return {
             "seed": self.seed,
             "with_baseline": self.with_baseline,
+            **({"stages": self.stages} if self.stage1 is not None else {}),
             "method": method,
             **sections,
         }
@@ -106,8 +131,12 @@ class Recipe:
 
     def summary(self) -> str:
         """The values that differ from the defaults, one line each."""
-        usual = _flat(Recipe(method=plan(self.method.name, {})).to_dict())
-        changed = {k: v for k, v in _flat(self.to_dict()).items() if usual.get(k) != v}
+        usual = _flat(recipe_from({"method": {"name": self.method.name}}).to_dict())
+        mine = _flat(self.to_dict())
+        usual |= {
+            k: mine[_second(k)] for k in mine if k.startswith("stage1.") and _second(k) in mine
+        }
+        changed = {k: v for k, v in mine.items() if usual.get(k) != v}
         lines = [f"  {key} = {value!r}" for key, value in changed.items()]
         head = f"method {self.method.name}, student {self.student.network} x{self.student.scale}"
         return "\n".join([head, *lines])
@@ -121,6 +150,12 @@ class Recipe:
             for k in keys
             if mine.get(k) != theirs.get(k)
         ]
+
+
+def _second(key: str) -> str:
+    """The key of the whole run that a key of the first stage takes its value from."""
+    name = key.removeprefix("stage1.")
+    return "data.patch" if name == "patch" else f"train.{name}"
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -173,10 +208,15 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Sections are merged key by key; a method leaves behind the options of one that is no part of it."""
     merged = dict(under)
+    before, after = merged.get("method"), over.get("method")
+    if isinstance(before, dict) and isinstance(after, dict) and _is_another(before, after):
+        merged["method"] = {}
+        for key in STAGED:
+            merged.pop(key, None)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = _over({} if key == "method" and _is_another(old, value) else old, value)
+            merged[key] = _over(old, value)
         else:
             merged[key] = value
     return merged
@@ -214,7 +254,7 @@ def _value(text: str) -> Any:
 
 def recipe_from(tree: dict[str, Any]) -> Recipe:
     """Check a parsed recipe and freeze it."""
-    top = [*SECTIONS, "method", "seed", "with_baseline"]
+    top = [*SECTIONS, "method", "seed", "with_baseline", *STAGED]
     for key in tree:
         if key not in top:
             raise SrkdError(f"unknown recipe key '{key}'; {nearest(key, top)}")
@@ -224,7 +264,7 @@ def recipe_from(tree: dict[str, Any]) -> Recipe:
     options = {k: v for k, v in method.items() if k != "name"}
     if not isinstance(name := method.get("name", "scratch"), str):
         raise SrkdError(f"method.name = {name!r} is no text; {nearest('', list(METHODS))}")
-    sections = {name: _section(name, tree.get(name, {})) for name in SECTIONS}
+    sections = {key: _section(key, SECTIONS[key](), tree.get(key, {})) for key in SECTIONS}
     student = sections["student"]
     entry = zoo_entry(student.network)
     for section, key in SCALED_KEYS:
@@ -232,8 +272,16 @@ def recipe_from(tree: dict[str, Any]) -> Recipe:
             sections[section],
             **{key: _scaled(getattr(sections[section], key), student.scale)},
         )
+    method_plan = plan(name, options, entry.family, student.scale)
+    stages = same_type("stages", tree.get("stages", "all"), "")
+    stage1 = _stage1(tree, sections, method_plan)
+    if stages == "first" and stage1 is not None:
+        sections["train"] = stage1.train()
+        sections["data"] = replace(sections["data"], patch=stage1.patch)
     recipe = Recipe(
-        method=plan(name, options, entry.family, student.scale),
+        method=method_plan,
+        stages=stages,
+        stage1=stage1,
         seed=same_type("seed", tree.get("seed", 0), 0),
         with_baseline=same_type("with_baseline", tree.get("with_baseline", False), False),
         **sections,
@@ -255,24 +303,40 @@ def _scaled(value: Any, scale: int) -> Any:
     return value.replace("{scale}", str(scale))
 
 
-def _section(name: str, values: Any) -> Any:
-    section = SECTIONS[name]
+def _stage1(
+    tree: dict[str, Any], sections: dict[str, Any], chosen: MethodPlan
+) -> Stage1Config | None:
+    """[stage1] over the values of [train] and [data]; None for a method without a first stage."""
+    values = tree.get("stage1", {})
+    if not chosen.first_stage:
+        if values:
+            staged = ", ".join(name for name, entry in METHODS.items() if entry.first_stage)
+            raise SrkdError(
+                f"[stage1] (--stage1) is for methods with a first stage ({staged}), and '{chosen.name}' has none; "
+                "leave it out."
+            )
+        return None
+    usual = Stage1Config(**asdict(sections["train"]), patch=sections["data"].patch)
+    return _section("stage1", usual, values)
+
+
+def _section(name: str, default: Any, values: Any) -> Any:
+    """A section of the recipe: `default` with the checked `values` in it."""
     if not isinstance(values, dict):
         raise SrkdError(f"'{name}' is a section of the recipe, got {values!r}; write [{name}].")
-    known = [f.name for f in fields(section)]
-    default = section()
+    known = [f.name for f in fields(default)]
     checked = {}
     for key, value in values.items():
         if key not in known:
             raise SrkdError(f"unknown key '{name}.{key}'; {nearest(key, known)}")
-        like = ("",) if key in ("models", "sets") else getattr(default, key)
+        empty = {"models": ("",), "sets": ("",), "milestones": (1,)}
+        like = empty.get(key, getattr(default, key))
         checked[key] = same_type(f"{name}.{key}", value, like)
-    return section(**checked)
+    return replace(default, **checked)
 
 
 def _check(recipe: Recipe) -> None:
     """Values that have the right type and make no sense."""
-    t, d = recipe.train, recipe.data
     entry = zoo_entry(recipe.student.network)
     if recipe.student.scale not in entry.scales:
         scales = ", ".join(map(str, entry.scales))
@@ -280,48 +344,66 @@ def _check(recipe: Recipe) -> None:
             f"student '{recipe.student.network}' exists at scale {scales}, not {recipe.student.scale}; "
             "change --scale or --student."
         )
-    for key, value, choices in (
-        ("train.schedule", t.schedule, SCHEDULES),
-        ("train.precision", t.precision, PRECISIONS),
-    ):
-        if value not in choices:
-            raise SrkdError(f"{key} = '{value}'; {nearest(value, choices)}")
-    positive = {
-        "train.iterations": t.iterations,
-        "train.batch": t.batch,
-        "train.accumulate": t.accumulate,
-        "train.learning_rate": t.learning_rate,
-        "train.milestone_every": t.milestone_every,
-        "train.log_every": t.log_every,
-        "train.save_every": t.save_every,
-        "data.patch": d.patch,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise SrkdError(f"{key} = {value}, but it must be above 0.")
-    floats = {f"train.{f.name}": getattr(t, f.name) for f in fields(t)}
-    for key, value in floats.items():
+    _check_train("train", recipe.train)
+    _check_positive("data.patch", recipe.data.patch)
+    if recipe.stage1 is not None:
+        _check_train("stage1", recipe.stage1)
+        _check_positive("stage1.patch", recipe.stage1.patch)
+    if recipe.stages not in STAGES:
+        raise SrkdError(f"stages = '{recipe.stages}'; {nearest(recipe.stages, STAGES)}")
+    if recipe.stages == "first":
+        _check_first_alone(recipe)
+    if recipe.validate.every < 0:
+        raise SrkdError(f"validate.every = {recipe.validate.every}, but it must be 0 or above.")
+    if not 0 <= recipe.seed < 2**63:
+        raise SrkdError(f"seed = {recipe.seed}, but it must be 0 or above, and below 2^63.")
+
+
+def _check_first_alone(recipe: Recipe) -> None:
+    if recipe.stage1 is None:
+        raise SrkdError(
+            f"stages = 'first', but method '{recipe.method.name}' has no first stage; leave it out."
+        )
+    if recipe.stage1.run:
+        raise SrkdError(
+            "stages = 'first' trains a first stage and --stage1 uses one that is trained; drop one of them."
+        )
+    if recipe.with_baseline:
+        raise SrkdError(
+            "stages = 'first' trains no student, so it has no baseline; drop one of them."
+        )
+
+
+def _check_positive(key: str, value: float) -> None:
+    if value <= 0:
+        raise SrkdError(f"{key} = {value}, but it must be above 0.")
+
+
+def _check_train(section: str, t: TrainConfig) -> None:
+    for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        if (value := getattr(t, name)) not in choices:
+            raise SrkdError(f"{section}.{name} = '{value}'; {nearest(value, choices)}")
+    for name in POSITIVE:
+        _check_positive(f"{section}.{name}", getattr(t, name))
+    for f in fields(t):
+        value = getattr(t, f.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise SrkdError(f"{key} = {value}, but a finite number is needed.")
-    at_least_0 = {
-        "train.warmup": t.warmup,
-        "train.gamma": t.gamma,
-        "train.final_learning_rate": t.final_learning_rate,
-        "validate.every": recipe.validate.every,
-    }
-    for key, value in at_least_0.items():
-        if value < 0:
-            raise SrkdError(f"{key} = {value}, but it must be 0 or above.")
+            raise SrkdError(f"{section}.{f.name} = {value}, but a finite number is needed.")
+    for name in ("warmup", "gamma", "final_learning_rate"):
+        if (value := getattr(t, name)) < 0:
+            raise SrkdError(f"{section}.{name} = {value}, but it must be 0 or above.")
+    if list(t.milestones) != sorted({*t.milestones}) or any(m < 1 for m in t.milestones):
+        raise SrkdError(
+            f"{section}.milestones = {list(t.milestones)}, but increasing iterations above 0 are needed."
+        )
     if t.batch % t.accumulate:
         raise SrkdError(
-            f"train.batch = {t.batch} cannot be split in train.accumulate = {t.accumulate} equal parts; "
+            f"{section}.batch = {t.batch} cannot be split in {section}.accumulate = {t.accumulate} equal parts; "
             "make one a multiple of the other."
         )
     if not 0 <= t.ema < 1:
         raise SrkdError(
-            f"train.ema = {t.ema}, but a decay lies in 0 (off) to below 1; 0.999 is usual."
+            f"{section}.ema = {t.ema}, but a decay lies in 0 (off) to below 1; 0.999 is usual."
         )
     if len(t.betas) != 2 or not all(0 <= b < 1 for b in t.betas):
-        raise SrkdError(f"train.betas = {t.betas}, but two numbers in [0, 1) are needed.")
-    if not 0 <= recipe.seed < 2**63:
-        raise SrkdError(f"seed = {recipe.seed}, but it must be 0 or above, and below 2^63.")
+        raise SrkdError(f"{section}.betas = {t.betas}, but two numbers in [0, 1) are needed.")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from srkd.aggregate import Aggregate
 from srkd.data.degradation import upscale_uint8
-from srkd.evaluate import score, score_bicubic
+from srkd.evaluate import score, score_bicubic, score_parts
 from srkd.files import replacing, write_text
 from srkd.images import to_tensor, to_uint8
 from srkd.models import load_model
@@ -54,9 +55,44 @@ def write_report(
     name = f"student, {run.recipe.method.name}" if distilled else "student, from scratch"
     count = student.info["parameters"]
     rows.append({"name": name, "parameters": count, "scores": scores})
-    rows += [_row(f"teacher {teacher.name}", teacher, sets) for teacher in teachers]
+    if run.recipe.validate.teachers:
+        for teacher in teachers:
+            aggregate = isinstance(teacher.network, Aggregate)
+            rows += (
+                aggregate_rows(teacher, sets)
+                if aggregate
+                else [_row(f"teacher {teacher.name}", teacher, sets)]
+            )
     write_text(run.folder / "report.md", _markdown(run, student, rows, sets))
     return rows
+
+
+def write_first_report(run: Run, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+    """The same for a first stage: the aggregated teacher beside every single one and their plain mean."""
+    model = load_model(run.folder)
+    bicubic = {s.name: _plain(score_bicubic(s)) for s in sets}
+    rows = [{"name": "bicubic", "parameters": 0, "scores": bicubic}, *aggregate_rows(model, sets)]
+    write_text(run.folder / "report.md", _markdown(run, model, rows, sets))
+    return rows
+
+
+def aggregate_rows(model: LoadedModel, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+    """A row per single teacher, one for the mean of their images, one for the aggregated teacher.
+
+    Every teacher runs once per image.
+    """
+    network = model.network
+    assert isinstance(network, Aggregate)
+    found = {s.name: score_parts(network, network.parts, s) for s in sets}
+    counts = network.part_parameters()
+    return [
+        {
+            "name": part,
+            "parameters": counts[part],
+            "scores": {name: _plain(scores[part]) for name, scores in found.items()},
+        }
+        for part in counts
+    ]
 
 
 def _row(name: str, model: LoadedModel, sets: Sequence[EvaluationSet]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ model.json             what the result is, with training facts and scores
 weights.safetensors    the student alone (the average weights if EMA was on)
 state/step_00001000.pt the last two states, and best.pt; tensors and plain values only
 log.jsonl  tensorboard/  samples/*.png  report.md
+baseline/  stage1/             runs of their own: the student from scratch, the method's first stage
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Run:
 
     def _clear(self) -> None:
         """Remove what an earlier run left, and nothing else."""
-        for name in ("state", "tensorboard", "samples", "baseline", "deploy"):
+        for name in ("state", "tensorboard", "samples", "baseline", "stage1", "deploy"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in ("model.json", "weights.safetensors", "log.jsonl", "report.md", "scores.json"):
             (self.folder / name).unlink(missing_ok=True)

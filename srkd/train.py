@@ -17,13 +17,16 @@ import torch
 from srkd.data.sampling import Prefetcher
 from srkd.errors import CheckFailedError
 from srkd.evaluate import score
+from srkd.first_stage import FOLDER as FIRST_STAGE
+from srkd.first_stage import first_stage_of, trains_first_stage
 from srkd.inputs import Inputs, open_inputs
 from srkd.methods import plan
-from srkd.models import save_model
 from srkd.progress import StatusLine, TrainingLine, counter
-from srkd.recipe import TeacherConfig
-from srkd.report import samples, write_report
+from srkd.recipe import TeacherConfig, load_recipe
+from srkd.report import markdown_table, samples, write_first_report, write_report
+from srkd.resuming import check_same_recipe, restore, state_of
 from srkd.runs import Run
+from srkd.taught import with_cached_teachers
 from srkd.training import (
     NotFiniteError,
     TermBuffer,
@@ -32,8 +35,6 @@ from srkd.training import (
     learning_rate_at,
     memory_advice,
     prepare,
-    restore,
-    state_of,
     train_step,
 )
 
@@ -91,24 +92,40 @@ def resume(folder: str | Path, *, device: str = "auto", quiet: bool = False) -> 
 
 
 def _open(recipe: Recipe, device: str, quiet: bool) -> tuple[Training, Inputs]:
+    """Everything of the run, opened and checked; a first stage is trained later."""
     training = prepare(recipe, device)
     for note in training.notes:
         StatusLine(quiet=quiet).say(note)
-    least = training.student.facts.minimum_px
+    least = training.upscaler.facts.minimum_px
     inputs = open_inputs(training.recipe, least, counter("decoding training images", quiet=quiet))
+    if trains_first_stage(training.recipe):
+        first = first_stage_of(training.recipe)
+        prepare(first, device)
+        inputs.crops_for(first)
     return training, inputs
 
 
 def baseline_of(recipe: Recipe) -> Recipe:
     """The same student, start, data and budget without a teacher."""
-    return replace(recipe, method=plan("scratch", {}), teacher=TeacherConfig(), with_baseline=False)
+    return replace(
+        recipe,
+        method=plan("scratch", {}),
+        teacher=TeacherConfig(),
+        with_baseline=False,
+        stage1=None,
+    )
 
 
 def _finish(run: Run, training: Training, inputs: Inputs, device: str, quiet: bool) -> Result:
-    """Train what is left of the run, then what is left of its baseline, then write the report."""
+    """Train what is left of the run: first stage, student, baseline; then write the report."""
     try:
         with Interrupt(quiet) as interrupt:
-            scores, done = _train(run, training, inputs, interrupt, quiet)
+            if trains_first_stage(training.recipe):
+                if not _train_first_stage(run, training.recipe, inputs, device, interrupt, quiet):
+                    return Result(run.folder, {}, interrupted=True)
+                training = prepare(training.recipe, device, run.folder / FIRST_STAGE)
+            taught = with_cached_teachers(training, inputs, quiet=quiet)
+            scores, done = _train(run, training, taught, interrupt, quiet)
             baseline = None
             if run.recipe.with_baseline and done and not interrupt.asked:
                 baseline = run.folder / "baseline"
@@ -116,10 +133,39 @@ def _finish(run: Run, training: Training, inputs: Inputs, device: str, quiet: bo
                 done = _train_baseline(baseline, recipe, inputs, device, interrupt, quiet)
         if not done or (run.recipe.with_baseline and baseline is None):
             return Result(run.folder, scores, interrupted=True)
-        rows = write_report(run, training.teachers, inputs.sets, scores, baseline)
+        if training.recipe.stages == "first":
+            rows = write_first_report(run, inputs.sets)
+        else:
+            rows = write_report(run, training.teachers, inputs.sets, scores, baseline)
         return Result(run.folder, scores, rows)
     finally:
         run.close()
+
+
+def _train_first_stage(
+    run: Run, recipe: Recipe, inputs: Inputs, device: str, interrupt: Interrupt, quiet: bool
+) -> bool:
+    """Train or continue the first stage as a run inside the run; returns whether to go on."""
+    folder, first = run.folder / FIRST_STAGE, first_stage_of(recipe)
+    line = StatusLine(quiet=quiet)
+    exists = (folder / "recipe.toml").is_file()
+    if exists:
+        check_same_recipe(load_recipe(folder / "recipe.toml"), first, run.folder)
+    if (folder / "report.md").is_file():
+        line.say(f"first stage: {folder} is complete")
+        return True
+    line.say(f"first stage: aggregating {len(recipe.teacher.models)} teachers into {folder}")
+    own = Run.open(folder) if exists else Run.create(folder, first)
+    try:
+        training = prepare(first, device)
+        taught = with_cached_teachers(training, inputs.crops_for(training.recipe), quiet=quiet)
+        done = _train(own, training, taught, interrupt, quiet)[1]
+        if done:
+            rows = write_first_report(own, inputs.sets)
+            line.say(markdown_table(rows))
+    finally:
+        own.close()
+    return done and not interrupt.asked
 
 
 def _train_baseline(
@@ -138,9 +184,18 @@ def _train(
     run: Run, training: Training, inputs: Inputs, interrupt: Interrupt, quiet: bool
 ) -> tuple[Scores, bool]:
     """Run the steps that are left; returns the final scores and whether the run is complete."""
+    with torch.random.fork_rng(devices=[] if training.device.type == "cpu" else None):
+        # What a network draws in training (stochastic depth) depends on the seed and the step alone.
+        torch.manual_seed(training.recipe.seed)
+        if (state := run.load_state()) is not None:
+            restore(training, inputs, state, run.folder)
+        return _steps(run, training, inputs, interrupt, quiet)
+
+
+def _steps(
+    run: Run, training: Training, inputs: Inputs, interrupt: Interrupt, quiet: bool
+) -> tuple[Scores, bool]:
     t, train = training, training.recipe.train
-    if (state := run.load_state()) is not None:
-        restore(t, inputs, state, run.folder)
     run.rewind_log(t.done)
     every = t.recipe.validate.every
     scores: Scores = {}
@@ -155,8 +210,8 @@ def _train(
             Prefetcher(inputs.sampler, t.done, train.iterations, pin=pin) as batches,
         ):
             clock = Clock(t, batches)
-            for _, lr, hr in batches:
-                buffer.add(train_step(t, lr, hr))
+            for _, crops in batches:
+                buffer.add(train_step(t, *crops))
                 # Read once: a signal that comes later in this round is for the next one.
                 stop = interrupt.asked
                 last = t.done == train.iterations or stop
@@ -177,7 +232,7 @@ def _train(
         raise _explain(bad, run) from bad
     if not scores:  # the run was complete when it was resumed
         scores = _scores(t, inputs)
-    save_model(run.folder, t.result, describe(t, inputs, scores))
+    t.save(run.folder, describe(t, inputs, scores))
     return scores, True
 
 
@@ -204,8 +259,9 @@ def _log(
 def _scores(t: Training, inputs: Inputs) -> Scores:
     """PSNR-Y and SSIM-Y of the network that will be kept, on every validation set."""
     scores: Scores = {}
+    upscaler = t.upscaler
     for evaluation_set in inputs.sets:
-        result = score(t.result, evaluation_set)
+        result = score(upscaler, evaluation_set)
         scores[evaluation_set.name] = {"psnr_y": result.psnr, "ssim_y": result.ssim}
     return scores
 
@@ -234,7 +290,7 @@ def _validate(
             f"step {t.done}: "
             + " · ".join(f"{n} {s['psnr_y']:.2f} / {s['ssim_y']:.4f}" for n, s in scores.items())
         )
-        samples(run.folder / "samples", t.result, inputs.sets[0], t.done)
+        samples(run.folder / "samples", t.upscaler, inputs.sets[0], t.done)
     return scores
 
 

@@ -11,7 +11,6 @@ import copy
 import math
 import os
 import shutil
-import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,36 +19,46 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from srkd.aggregate import Aggregate
 from srkd.devices import pick_device, pick_precision
 from srkd.errors import MissingError, SrkdError
-from srkd.files import sha256
-from srkd.methods import check_teachers, file_options, make
-from srkd.models import LoadedModel, load_model
+from srkd.first_stage import (
+    aggregated_teacher,
+    aggregation_network,
+    first_stage_folder,
+    untrained_teacher,
+)
+from srkd.methods import check_teachers, file_options, make, make_first_stage
+from srkd.models import load_model, save_aggregate, save_model, weights_hash
 from srkd.networks import build
 from srkd.networks.base import Network
 from srkd.passes import passes
-from srkd.recipe import recipe_from
 from srkd.tiling import memory_budget, out_of_memory
-from srkd.types import Batch, Setting, Step, View
+from srkd.types import Batch, Pass, Setting, Step, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from srkd.inputs import Inputs
+    from srkd.loaded import LoadedModel
     from srkd.methods.base import Method
+    from srkd.networks.dctswin import DctSwin
     from srkd.recipe import Recipe, TrainConfig
-    from srkd.types import Facts, Pass
+    from srkd.types import Facts, ViewInput
 
 
 @dataclass
 class Training:
-    """The networks and the progress of one training run; `done` counts completed steps."""
+    """The networks and the progress of one training run; `done` counts completed steps.
+
+    In a first stage `student` is the aggregation network, which works on the teachers' outputs.
+    """
 
     recipe: Recipe
     device: torch.device
     precision: str
-    student: Network
-    average: Network | None
+    student: Network | DctSwin
+    average: Network | DctSwin | None
     teachers: list[LoadedModel]
     teacher_hashes: list[str]
     method: Method
@@ -61,9 +70,23 @@ class Training:
     seconds: float = 0.0
 
     @property
-    def result(self) -> Network:
-        """The network that is evaluated and kept: the average weights if EMA is on."""
+    def result(self) -> Network | DctSwin:
+        """The network that is kept: the average weights if EMA is on."""
         return self.average if self.average is not None else self.student
+
+    @property
+    def upscaler(self) -> Network | Aggregate:
+        """What makes SR of LR: the result, after a first stage with its teachers before it."""
+        result = self.result
+        return result if isinstance(result, Network) else Aggregate(self.teachers, result)
+
+    def save(self, folder: Path, info: dict[str, Any]) -> None:
+        """Write the result with its description."""
+        result = self.result
+        if isinstance(result, Network):
+            save_model(folder, result, info)
+        else:
+            save_aggregate(folder, result, self.teachers, self.teacher_hashes, info)
 
 
 def learning_rate_at(train: TrainConfig, step: int) -> float:
@@ -72,7 +95,8 @@ def learning_rate_at(train: TrainConfig, step: int) -> float:
     if train.warmup and step < train.warmup:
         return rate * (step + 1) / train.warmup
     if train.schedule == "step":
-        return rate * train.gamma ** (step // train.milestone_every)
+        passed = sum(step >= m for m in train.milestones)
+        return rate * train.gamma ** (passed if train.milestones else step // train.milestone_every)
     if train.schedule == "cosine":
         progress = (step - train.warmup) / max(1, train.iterations - train.warmup)
         low = train.final_learning_rate
@@ -85,35 +109,58 @@ def ema_decay_at(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def load_teachers(recipe: Recipe) -> list[LoadedModel]:
-    """The frozen teachers in the order of the recipe; wrong scale and wrong number are refused."""
-    scale = recipe.student.scale
-    teachers = [load_model(os.path.expandvars(spec), scale) for spec in recipe.teacher.models]
-    check_teachers(recipe.method, [t.is_ours for t in teachers])
+def load_teachers(recipe: Recipe, stage1: Path | None = None) -> list[LoadedModel]:
+    """The frozen teachers in the order of the recipe; wrong scale and wrong number are refused.
+
+    After a first stage they are one: the aggregated teacher.
+    """
+    staged = recipe.stage1 is not None and recipe.stages == "all"
+    folder = first_stage_folder(recipe, stage1) if staged else None
+    if folder is not None:
+        teachers = [aggregated_teacher(recipe, folder)]
+    else:
+        scale = recipe.student.scale
+        teachers = [load_model(os.path.expandvars(spec), scale) for spec in recipe.teacher.models]
+        check_teachers(recipe.method, [t.is_ours for t in teachers])
+        if staged:
+            teachers = [untrained_teacher(recipe, teachers)]
     for teacher in teachers:
         teacher.network.requires_grad_(False).eval()
     return teachers
 
 
-def prepare(recipe: Recipe, device: str = "auto") -> Training:
-    """Build networks, method and optimiser; nothing is trained or written."""
+def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) -> Training:
+    """Build networks, method and optimiser; nothing is trained or written.
+
+    `stage1` holds the trained first stage of a method that has one; without it (and without
+    `stage1.run`) the aggregated teacher has fresh weights, which is enough to check everything.
+    """
     target = pick_device(device)
     precision, _ = pick_precision(recipe.train.precision, target)
     recipe = absolute(replace(recipe, train=replace(recipe.train, precision=precision)))
-
-    teachers = load_teachers(recipe)
-    # Hashed now: what is on the disk later need not be what was loaded.
-    hashes = [weights_hash(teacher) for teacher in teachers]
+    if recipe.stage1 is not None:
+        resolved, _ = pick_precision(recipe.stage1.precision, target)
+        recipe = replace(recipe, stage1=replace(recipe.stage1, precision=resolved))
+    teachers = load_teachers(recipe, stage1)
+    # Hashed now: what is on the disk later need not be what was loaded. Before its first stage an
+    # aggregated teacher has no file.
+    hashes = [weights_hash(teacher) for teacher in teachers if teacher.source != Path()]
     # Fresh weights depend on the seed alone, not on what was random before.
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        student = start_weights(recipe)
+        student = (
+            aggregation_network(recipe, len(teachers))
+            if recipe.stages == "first"
+            else start_weights(recipe)
+        )
         method = make_method(recipe, student, teachers)
-        if not recipe.student.weights:
+        if isinstance(student, Network) and not recipe.student.weights:
             method.start(student)
     check_batch(recipe)
-    check_patch(recipe, [("student", student.facts), *((t.name, t.facts) for t in teachers)])
+    own = [("student", student.facts)] if isinstance(student, Network) else []
+    check_patch(recipe, [*own, *((t.name, t.facts) for t in teachers)])
     notes = method.check(setting_of(recipe, target))
+    check_cache(recipe, method)
 
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     for network in (student, method, *(t.network for t in teachers)):
@@ -133,6 +180,21 @@ def prepare(recipe: Recipe, device: str = "auto") -> Training:
     return Training(
         recipe, target, precision, student, average, teachers, hashes, method, notes, optimizer
     )
+
+
+def check_cache(recipe: Recipe, method: Method) -> None:
+    """Refuse a teacher cache for a method that does not read the teachers' outputs, or reads more."""
+    if not recipe.teacher.cache:
+        return
+    if not method.needs_teacher_pass:
+        raise SrkdError(
+            f"teacher.cache is set, but '{recipe.method.name}' as configured reads no teacher; leave it out."
+        )
+    if method.teacher_taps:
+        raise SrkdError(
+            f"teacher.cache keeps the teacher's outputs, but '{recipe.method.name}' reads features inside it; "
+            "leave teacher.cache out, or choose a method that reads outputs alone."
+        )
 
 
 def setting_of(recipe: Recipe, device: torch.device) -> Setting:
@@ -163,7 +225,9 @@ def absolute(recipe: Recipe) -> Recipe:
     for part, key in file_options(recipe.method):
         if file := getattr(configs[part], key):
             configs[part] = replace(configs[part], **{key: full(file)})
-    start = recipe.student.weights
+    start, stage1 = recipe.student.weights, recipe.stage1
+    if stage1 is not None and stage1.run:
+        stage1 = replace(stage1, run=full(stage1.run))
     return replace(
         recipe,
         data=data,
@@ -171,6 +235,7 @@ def absolute(recipe: Recipe) -> Recipe:
         validate=replace(recipe.validate, sets=sets),
         teacher=replace(recipe.teacher, models=tuple(full(m) for m in recipe.teacher.models)),
         student=replace(recipe.student, weights=full(start) if start else ""),
+        stage1=stage1,
     )
 
 
@@ -184,7 +249,7 @@ def check_patch(recipe: Recipe, networks: list[tuple[str, Facts]]) -> None:
             )
 
 
-def compile_passes(student: Network, device: torch.device) -> None:
+def compile_passes(student: Network | DctSwin, device: torch.device) -> None:
     """torch.compile the student's pass; on a CPU that needs a C++ compiler."""
     compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
     if device.type == "cpu" and not any(c and shutil.which(c) for c in compilers):
@@ -192,7 +257,10 @@ def compile_passes(student: Network, device: torch.device) -> None:
             "train.compile needs a C++ compiler on the CPU, and there is none; install g++ or set "
             "train.compile=false."
         )
-    student.run = torch.compile(student.run)  # type: ignore[method-assign]
+    if isinstance(student, Network):
+        student.run = torch.compile(student.run)  # type: ignore[method-assign]
+    else:
+        student.compile()
 
 
 @contextmanager
@@ -214,10 +282,11 @@ def too_large(recipe: Recipe) -> SrkdError:
     )
 
 
-def make_method(recipe: Recipe, student: Network, teachers: list[LoadedModel]) -> Method:
+def make_method(recipe: Recipe, student: Network | DctSwin, teachers: list[LoadedModel]) -> Method:
     """The method's layers; sizes beyond all memory are refused."""
+    build_method = make_first_stage if recipe.stages == "first" else make
     try:
-        return make(recipe.method, student, tuple(t.network for t in teachers))
+        return build_method(recipe.method, student, tuple(t.network for t in teachers))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -249,110 +318,25 @@ def start_weights(recipe: Recipe) -> Network:
     return start
 
 
-# -- state --------------------------------------------------------------------------------------
-
-
-def state_of(training: Training, inputs: Inputs) -> dict[str, Any]:
-    """Everything that the next step depends on, as tensors and plain values."""
-    t = training
-    return {
-        "step": t.done,
-        "recipe": t.recipe.to_toml(),
-        "student": t.student.state_dict(),
-        "average": t.average.state_dict() if t.average is not None else None,
-        "method": t.method.state_dict(),
-        "optimizer": t.optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state(t.device) if t.device.type == "cuda" else None,
-        "best": {"psnr_y": t.best_psnr, "step": t.best_step},
-        "seconds": t.seconds,
-        "inputs": hashes_of(t, inputs),
-    }
-
-
-def hashes_of(training: Training, inputs: Inputs) -> dict[str, Any]:
-    """What a resumed run must find unchanged."""
-    read = [sha256(Path(os.path.expandvars(file))) for file in training.method.files]
-    return {
-        "data": inputs.data.digest,
-        "teachers": training.teacher_hashes,
-        "files of the method": read,
-    }
-
-
-def weights_hash(model: LoadedModel) -> str:
-    """Hash of the file that a model was read from, with the sidecar that completes it."""
-    source = model.source
-    if source.is_dir():
-        return sha256(source / "weights.safetensors")
-    sidecar = source.with_suffix(".json")
-    return sha256(source) + (f"+{sha256(sidecar)}" if sidecar.is_file() else "")
-
-
-# Keys that may change between a run and its continuation: paths (their contents are hashed) and how
-# often something is shown or saved.
-FREE_KEYS = (
-    *("data.train", "data.lr", "data.cache", "teacher.models", "student.weights"),
-    *("validate.", "train.log_every", "train.save_every", "with_baseline"),
-)
-
-
-def restore(training: Training, inputs: Inputs, state: dict[str, Any], folder: Path) -> None:
-    """Continue from a state; a changed recipe, changed data or teachers are refused."""
-    t = training
-    try:
-        _check_unchanged(t, inputs, state, folder)
-        t.student.load_state_dict(state["student"])
-        if t.average is not None:
-            t.average.load_state_dict(state["average"])
-        t.method.load_state_dict(state["method"])
-        t.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"] is not None and t.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"], t.device)
-        t.done, t.seconds = state["step"], state["seconds"]
-        t.best_psnr, t.best_step = state["best"]["psnr_y"], state["best"]["step"]
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise SrkdError(
-            f"the newest state of {folder} does not fit its recipe ({error.__class__.__name__}); delete it "
-            "to continue from the state before it, or start a new run."
-        ) from error
-
-
-def _check_unchanged(
-    training: Training, inputs: Inputs, state: dict[str, Any], folder: Path
-) -> None:
-    saved = recipe_from(tomllib.loads(state["recipe"]))
-    files = [f"method.{part}.{key}" for part, key in file_options(saved.method)]
-    free = (*FREE_KEYS, *files)
-    changed = [d for d in saved.differences(training.recipe) if not d.startswith(free)]
-    if changed:
-        raise SrkdError(
-            f"{folder}/recipe.toml was changed since the run began, so it cannot be resumed exactly: "
-            f"{'; '.join(changed)}. Change it back, or start a new run with --set student.weights={folder}."
-        )
-    now = hashes_of(training, inputs)
-    for what, hashes in now.items():
-        if state["inputs"].get(what, []) != hashes:
-            raise SrkdError(
-                f"{folder} was trained on other {what} (its hash has changed), so it cannot be resumed "
-                f"exactly; restore the {what}, or start a new run with --set student.weights={folder}."
-            )
-
-
 # -- the step -----------------------------------------------------------------------------------
 
 
-def train_step(training: Training, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-    """One optimiser step on a batch of uint8 crops; returns the weighted terms, still on the device."""
+def train_step(
+    training: Training, lr: Tensor, hr: Tensor, taught: tuple[Tensor, ...] = ()
+) -> dict[str, Tensor]:
+    """One optimiser step on a batch of uint8 crops; returns the weighted terms, still on the device.
+
+    `taught` are the crops of the cached outputs of every teacher, if there is a cache: float16, like hr.
+    """
     t, train = training, training.recipe.train
     for group in t.optimizer.param_groups:
         group["lr"] = learning_rate_at(train, t.done)
     t.optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
-    parts = zip(lr.chunk(train.accumulate), hr.chunk(train.accumulate), strict=True)
-    for part, (lr_part, hr_part) in enumerate(parts):
-        terms = loss_terms(t, to_image(lr_part, t), to_image(hr_part, t), part)
+    parts = zip(*(crops.chunk(train.accumulate) for crops in (lr, hr, *taught)), strict=True)
+    for part, crops in enumerate(parts):
+        lr_part, hr_part, *known = (to_image(c, t) for c in crops)
+        terms = loss_terms(t, lr_part, hr_part, part, tuple(known))
         torch.stack(list(terms.values())).sum().div(train.accumulate).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach() / train.accumulate
@@ -364,13 +348,19 @@ def train_step(training: Training, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
 
 
 def to_image(batch: Tensor, training: Training) -> Tensor:
-    """uint8 (N, 3, h, w) on the CPU -> float32 in [0, 1] on the device, in the training's layout."""
+    """(N, 3, h, w) on the CPU -> float32 in [0, 1] on the device, in the training's layout.
+
+    uint8 is divided by 255; what is float16 (cached outputs) is in this range already.
+    """
     layout = torch.channels_last if training.recipe.train.channels_last else torch.contiguous_format
     moved = batch.to(training.device, non_blocking=True)
-    return moved.to(torch.float32, memory_format=layout).div_(255)
+    image = moved.to(torch.float32, memory_format=layout)
+    return image.div_(255) if batch.dtype == torch.uint8 else image
 
 
-def loss_terms(training: Training, lr: Tensor, hr: Tensor, part: int = 0) -> dict[str, Tensor]:
+def loss_terms(
+    training: Training, lr: Tensor, hr: Tensor, part: int = 0, taught: tuple[Tensor, ...] = ()
+) -> dict[str, Tensor]:
     """Passes of all networks and the method's terms (float32), with graph."""
     t, method = training, training.method
     batch = Batch(
@@ -384,13 +374,10 @@ def loss_terms(training: Training, lr: Tensor, hr: Tensor, part: int = 0) -> dic
     with torch.no_grad():
         wanted = method.views(batch)
     with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
-        teachers: list[list[Pass]] = []
-        if method.needs_teacher_pass:
-            with torch.no_grad():
-                images = [lr, *(view.teacher for view in wanted.values())]
-                teachers = [passes(m.network, images, method.teacher_taps) for m in t.teachers]
+        teachers = _teacher_passes(t, lr, wanted, taught) if method.needs_teacher_pass else []
+        seen = method.student_input(batch, tuple(own[0] for own in teachers))
         students = passes(
-            t.student, [lr, *(view.student for view in wanted.values())], method.student_taps
+            t.student, [seen, *(view.student for view in wanted.values())], method.student_taps
         )
         step = Step(
             batch=batch,
@@ -402,6 +389,20 @@ def loss_terms(training: Training, lr: Tensor, hr: Tensor, part: int = 0) -> dic
             },
         )
         return method.loss(step)
+
+
+@torch.no_grad()
+def _teacher_passes(
+    training: Training, lr: Tensor, wanted: dict[str, ViewInput], taught: tuple[Tensor, ...]
+) -> list[list[Pass]]:
+    """For every teacher its passes over the batch (from the cache, if there is one) and over the views."""
+    views, taps = [view.teacher for view in wanted.values()], training.method.teacher_taps
+    if not taught:
+        return [passes(m.network, [lr, *views], taps) for m in training.teachers]
+    return [
+        [Pass(network=m.network, sr=known), *passes(m.network, views, ())]
+        for m, known in zip(training.teachers, taught, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -464,8 +465,9 @@ def describe(
         "protocol": "paper-y",
         "training": {
             "method": recipe.method.name,
+            **({"stage": "first"} if recipe.stages == "first" else {}),
             "teachers": [
-                {"name": m.name, "weights_sha256": h}
+                {"name": m.name, "weights_sha256": h, **_members(m)}
                 for m, h in zip(t.teachers, t.teacher_hashes, strict=True)
             ],
             "data": {
@@ -488,3 +490,8 @@ def describe(
             "python": platform.python_version(),
         },
     }
+
+
+def _members(teacher: LoadedModel) -> dict[str, Any]:
+    """What an aggregated teacher is made of."""
+    return {key: teacher.info[key] for key in ("aggregates",) if key in teacher.info}

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from scripts.attribute import main, parse, parse_window
 from srkd.attribution import (
-    RAMP,
-    WINDOW_COLOUR,
     BlurPath,
     Window,
     attribute,
@@ -25,16 +23,21 @@ from srkd.attribution import (
     attribution,
     blur,
     check_window,
-    colours,
     detail,
     diffusion_index,
-    file_name,
-    framed_picture,
     gaussian,
     gini,
     heat_map,
-    heat_picture,
     split,
+)
+from srkd.attribution_maps import (
+    RAMP,
+    WINDOW_COLOUR,
+    colours,
+    file_name,
+    heat_picture,
+    input_picture,
+    overlay_picture,
 )
 from srkd.console import run_command
 from srkd.errors import SrkdError
@@ -344,13 +347,13 @@ def test_pictures_show_map_and_window():
     assert picture.shape == (20, 24, 3)
     top, left = divmod(int(row.heat.map.argmax()), 12)
     assert (picture[2 * top : 2 * top + 2, 2 * left : 2 * left + 2] == RAMP[-1]).all()
-    framed = (framed_picture(row) == WINDOW_COLOUR).all(-1)
+    framed = (overlay_picture(row) == WINDOW_COLOUR).all(-1)
     expected = np.zeros((20, 24), bool)
     expected[5:11, 7:13] = True
     expected[6:10, 8:12] = False
     assert (framed == expected).all()
-    bare = framed_picture(row, heat=0)
-    assert bare[~expected].std() > framed_picture(row)[~expected].std()  # half of it is heat
+    bare = input_picture(row)
+    assert bare[~expected].std() > overlay_picture(row)[~expected].std()  # half of it is heat
 
 
 def test_ramp_grows_lighter_in_equal_steps():

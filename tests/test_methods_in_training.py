@@ -14,7 +14,8 @@ from srkd.methods import METHODS
 from srkd.models import save_model
 from srkd.networks import ZOO, ZooEntry, build_family
 from srkd.recipe import Recipe, load_recipe
-from srkd.training import Training, prepare, restore, state_of, train_step
+from srkd.resuming import restore, state_of
+from srkd.training import Training, prepare, train_step
 
 if TYPE_CHECKING:
     from pathlib import Path

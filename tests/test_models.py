@@ -1,5 +1,6 @@
 """Run folders, names, and what is said when they are damaged."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from srkd import models
 from srkd.errors import SrkdError
-from srkd.models import find_model, load_model, save_model, shipped_models
+from srkd.models import find_model, load_model, save_model, shipped_models, weights_hash
 from srkd.networks import build, build_family
 
 SWINIR = {"scale": 3, "channels": 12, "depths": (2, 2), "heads": 2, "window": 4}
@@ -74,6 +75,18 @@ def test_bare_weights_file_without_its_run(run, tmp_path):
     loaded = load_model(alone)
     assert loaded.notes[0].startswith("layout srkd")
     assert loaded.network.config == load_model(run).network.config
+
+
+def test_hash_of_a_model_covers_all_its_files(run, tmp_path):
+    own = hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest()
+    assert weights_hash(load_model(run)) == load_model(run).info["weights_sha256"] == own
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((run / "weights.safetensors").read_bytes())
+    assert weights_hash(load_model(alone)) == own
+    sidecar = alone.with_suffix(".json")
+    sidecar.write_text('{"scale": 2}')
+    beside = hashlib.sha256(sidecar.read_bytes()).hexdigest()
+    assert weights_hash(load_model(alone)) == f"{own}+{beside}"
 
 
 def test_another_scale_is_refused(run):

@@ -13,11 +13,12 @@ from PIL import Image
 
 from srkd.data.degradation import downscale_uint8
 from srkd.errors import SrkdError
+from srkd.first_stage import first_stage_of, trains_first_stage
 from srkd.models import save_model
 from srkd.networks import ZOO, ZooEntry, build
 from srkd.recipe import Recipe, load_recipe
 from srkd.train import distill
-from srkd.training import prepare, train_step
+from srkd.training import Training, learning_rate_at, prepare, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 # csd needs a VGG19 file: its recipe trains in tests/methods/test_csd.py, which makes one.
@@ -32,6 +33,9 @@ TEACHERS = {
     "001_classicalSR": "swinir",
     "dukd_teacher": "edsr_c64b32",
     "mipkd_teacher": "rcan_c32b6g10",
+    "smfanet_plus": "smfanet_plus",
+    "bsrn": "bsrn",
+    "rlfn": "rlfn",
 }
 
 
@@ -47,7 +51,8 @@ def shrunken(entry: ZooEntry) -> ZooEntry:
     elif entry.family == "rcan":
         a |= {"channels": a["channels"] // 2, "blocks": 1, "reduction": 4}
     else:
-        a |= {"channels": max(4, a["channels"] // 8), "blocks": min(a["blocks"], 5)}
+        least = 16 if entry.family == "bsrn" else 4  # its channel attention keeps one in 16
+        a |= {"channels": max(least, a["channels"] // 8), "blocks": min(a["blocks"], 5)}
     return replace(entry, arguments=a)
 
 
@@ -59,7 +64,7 @@ def small_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def small(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with small crops and with teachers that exist."""
-    models = []
+    models, first = [], recipe.stage1
     for spec in recipe.teacher.models:
         network = next(name for key, name in TEACHERS.items() if key in spec)
         path = folder / f"{network}-{len(models)}"
@@ -70,15 +75,21 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
         teacher=replace(recipe.teacher, models=tuple(models)),
         data=replace(recipe.data, patch=PATCH),
         train=replace(recipe.train, batch=BATCH, iterations=2, precision="fp32"),
+        stage1=first and replace(first, patch=PATCH, batch=BATCH, iterations=2, precision="fp32"),
     )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipe_trains(path: Path, small_zoo: None, tmp_path: Path) -> None:
-    recipe = load_recipe(path)
-    training = prepare(small(recipe, tmp_path), "cpu")
+    recipe = small(load_recipe(path), tmp_path)
+    takes_two_steps(prepare(recipe, "cpu"))
+    if trains_first_stage(recipe):
+        takes_two_steps(prepare(first_stage_of(recipe), "cpu"))
+
+
+def takes_two_steps(training: Training) -> None:
     before = [p.detach().clone() for p in training.student.parameters()]
-    scale = recipe.student.scale
+    scale = training.recipe.student.scale
     random = torch.Generator().manual_seed(0)
     lr = torch.randint(256, (BATCH, 3, PATCH, PATCH), generator=random, dtype=torch.uint8)
     hr = lr.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
@@ -100,6 +111,25 @@ def test_one_recipe_serves_every_scale(name: str, scale: int) -> None:
     (teacher,) = recipe.teacher.models
     assert f"{scale}." in teacher
     assert "{" not in recipe.to_toml()
+
+
+def test_mtkd_protocol() -> None:
+    # The paper's one list serves both stages (section 4.1).
+    for name in ("mtkd_rcan", "mtkd_edsr", "mtkd_swinir"):
+        r = load_recipe(ROOT / f"recipes/papers/{name}.toml")
+        assert r.stage1 is not None
+        for t, patch in ((r.train, r.data.patch), (r.stage1, r.stage1.patch)):
+            assert (patch, t.batch, t.iterations, t.betas) == (64, 16, 250_000, (0.9, 0.999))
+            assert (t.learning_rate, t.milestone_every, t.gamma) == (1e-4, 100_000, 0.1)
+        c = r.method.configs["mtkd"]
+        assert (c.channels, c.blocks, c.layers, c.pixel_weight, c.levels) == (24, 4, 2, 0.1, 1)
+        assert [Path(m).name[:4] for m in r.teacher.models] == ["edsr", "RCAN", "001_"]
+    released = load_recipe(ROOT / "recipes/papers/mtkd_edsr_released.toml")
+    c, first = released.method.configs["mtkd"], released.stage1
+    assert first is not None
+    assert (c.channels, c.blocks, c.layers, c.distance) == (96, 2, 4, "l1")
+    rates = [learning_rate_at(first, step) for step in (0, 250_000, 400_000, 450_000, 475_000)]
+    assert rates == [2e-4 * 0.5**i for i in range(5)]
 
 
 def test_papers_protocol() -> None:

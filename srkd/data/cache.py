@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 CACHE_FORMAT = 1
 BUILTIN = "builtin"
+IMAGE_CACHE = "image cache"
 
+Opened = TypeVar("Opened")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -75,8 +77,8 @@ class TrainingSet:
         self.digest = folder.name
         self._ends = np.cumsum([3 * H * W for H, W in self._sizes])
         size = int(self._ends[-1])
-        self._hr = _open_flat(folder / "hr.bin", size)
-        self._lr = _open_flat(folder / "lr.bin", size // self.scale**2)
+        self._hr = open_flat(folder / "hr.bin", size)
+        self._lr = open_flat(folder / "lr.bin", size // self.scale**2)
         self.cache_bytes = self._hr.size + self._lr.size
 
     def __len__(self) -> int:
@@ -119,7 +121,7 @@ def open_training_set(
     try:
         (cache / "seen").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(cache, error) from error
+        raise cannot_write(IMAGE_CACHE, cache, error) from error
     if str(data) == BUILTIN:
         if lr is not None:
             raise SrkdError(
@@ -134,9 +136,9 @@ def open_training_set(
         key = _stat_key(pairs)
         entries_of = partial(_file_entries, pairs, scale)
 
-    seen = cache / "seen" / _hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, key])
+    seen = cache / "seen" / hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, key])
     digest = _remembered_digest(seen)
-    ready = _open_if_whole(cache / digest, quiet=True) if digest else None
+    ready = open_if_whole(cache / digest, TrainingSet) if digest else None
     if ready is not None:
         return ready
     entries = entries_of()
@@ -145,32 +147,32 @@ def open_training_set(
     with suppress(SrkdError):
         write_text(seen, digest)
     folder = cache / digest
-    return _open_if_whole(folder) or _build_once(folder, entries, scale, progress)
+    ready = open_if_whole(folder, TrainingSet, partial(say_damaged, IMAGE_CACHE))
+    if ready is not None:
+        return ready
+    pixels = sum(entry.pixels for entry in entries)
+    return build_once(
+        folder,
+        TrainingSet,
+        lambda temporary: _write(temporary, entries, scale, progress),
+        cache=IMAGE_CACHE,
+        contents="the decoded images",
+        needed=3 * pixels + 3 * pixels // scale**2,
+    )
 
 
 def default_cache() -> Path:
     return Path(os.environ.get("SRKD_CACHE") or "~/.cache/srkd")
 
 
-def _open_flat(path: Path, size: int) -> np.ndarray:
+def open_flat(path: Path, size: int) -> np.ndarray:
+    """The bytes of a file, mapped read-only; raises `SrkdError` when they are not `size` bytes."""
     found = path.stat().st_size if path.is_file() else -1
     if found != size:
         state = "is gone" if found < 0 else f"holds {found} bytes"
         raise SrkdError(f"{path} {state}, the index says {size} bytes")
     # A plain array over the map: slicing a np.memmap costs ten times as much.
     return np.asarray(np.memmap(path, np.uint8, mode="r"))
-
-
-def _open_if_whole(folder: Path, quiet: bool = False) -> TrainingSet | None:
-    """None when there is no such folder, or when it is damaged, which is said on stderr."""
-    if not folder.is_dir():
-        return None
-    try:
-        return TrainingSet(folder)
-    except SrkdError as error:
-        if not quiet:
-            _say(f"the image cache is damaged and will be built again: {error}")
-        return None
 
 
 # --- what a set is made of ------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def _stat_key(pairs: Iterable[TrainingImage]) -> str:
         stat = path.stat()
         return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
-    return _hash_json([(p.name, facts(p.hr), facts(p.lr) if p.lr else None) for p in pairs])
+    return hash_json([(p.name, facts(p.hr), facts(p.lr) if p.lr else None) for p in pairs])
 
 
 def _remembered_digest(path: Path) -> str | None:
@@ -195,10 +197,10 @@ def _remembered_digest(path: Path) -> str | None:
 
 def _digest(entries: list[_Entry], scale: int) -> str:
     contents = [(entry.name, entry.content) for entry in entries]
-    return _hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, contents])
+    return hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, contents])
 
 
-def _hash_json(value: object) -> str:
+def hash_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
@@ -225,15 +227,43 @@ def _file_entries(pairs: Iterable[TrainingImage], scale: int) -> list[_Entry]:
 # --- building -------------------------------------------------------------------------------------
 
 
-def _build_once(
+def open_if_whole(
     folder: Path,
-    entries: list[_Entry],
-    scale: int,
-    progress: Callable[[int, int], None] | None,
-) -> TrainingSet:
-    with _locked(folder.with_name(f"{folder.name}.lock")):
+    open_folder: Callable[[Path], Opened],
+    damaged: Callable[[SrkdError], None] = lambda error: None,
+) -> Opened | None:
+    """None when there is no such folder, or when `open_folder` finds it damaged, which `damaged` is told."""
+    if not folder.is_dir():
+        return None
+    try:
+        return open_folder(folder)
+    except SrkdError as error:
+        damaged(error)
+        return None
+
+
+def say_damaged(cache: str, error: SrkdError) -> None:
+    _say(f"the {cache} is damaged and will be built again: {error}")
+
+
+def build_once(
+    folder: Path,
+    open_folder: Callable[[Path], Opened],
+    write: Callable[[Path], None],
+    *,
+    cache: str,
+    contents: str,
+    needed: int,
+) -> Opened:
+    """Build `folder` by a rename, complete or not at all, in one process while others wait for it.
+
+    write            called with a temporary folder, which it fills
+    cache, contents  what messages call the kind of cache, and what it is made of
+    needed           bytes of the files that `write` will write
+    """
+    with _locked(folder.with_name(f"{folder.name}.lock"), cache):
         # Another process may have built it while we waited for the lock.
-        ready = _open_if_whole(folder, quiet=True)
+        ready = open_if_whole(folder, open_folder)
         if ready is not None:
             return ready
         temporary = folder.with_name(f"{folder.name}.building")
@@ -241,19 +271,22 @@ def _build_once(
             _remove_leftovers(folder.parent, ours=folder.name)
             if folder.exists():
                 shutil.rmtree(folder)
-            _check_space(folder.parent, sum(entry.pixels for entry in entries), scale)
+            _check_space(folder.parent, contents, needed)
             temporary.mkdir()
-            _write(temporary, entries, scale, progress)
+            write(temporary)
+            for path in temporary.iterdir():
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
             temporary.rename(folder)
         except OSError as error:
-            raise _cannot_write(folder.parent, error) from error
+            raise cannot_write(cache, folder.parent, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return TrainingSet(folder)
+    return open_folder(folder)
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, cache: str) -> Iterator[None]:
     """Hold an exclusive lock, which the system drops when this process ends in any way.
 
     The file stays: removing it would let two processes lock two files of one name.
@@ -261,14 +294,14 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         file = path.open("w")
     except OSError as error:
-        raise _cannot_write(path.parent, error) from error
+        raise cannot_write(cache, path.parent, error) from error
     with file:
         try:
             if not _try_lock(file):
-                _say("waiting for another process that builds the same image cache")
+                _say(f"waiting for another process that builds the same {cache}")
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise _cannot_write(path.parent, error) from error
+            raise cannot_write(cache, path.parent, error) from error
         yield
 
 
@@ -289,12 +322,11 @@ def _remove_leftovers(cache: Path, ours: str) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_space(cache: Path, pixels: int, scale: int) -> None:
-    needed = 3 * pixels + 3 * pixels // scale**2
-    free = shutil.disk_usage(cache).free
+def _check_space(folder: Path, contents: str, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
     if free < needed * 1.02 + 2**20:
         raise SrkdError(
-            f"the decoded images need {_gigabytes(needed)} in {cache}, which has {_gigabytes(free)} free; "
+            f"{contents} need {gigabytes(needed)} in {folder}, which has {gigabytes(free)} free; "
             "free some space or set SRKD_CACHE to a folder on a larger disk."
         )
 
@@ -315,9 +347,6 @@ def _write(
                 progress(len(sizes), len(entries))
     index = {"scale": scale, "names": [entry.name for entry in entries], "sizes": sizes}
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    for path in folder.iterdir():
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
 
 
 def _in_order(function: Callable[[Item], Result], items: list[Item]) -> Iterator[Result]:
@@ -337,19 +366,19 @@ def _in_order(function: Callable[[Item], Result], items: list[Item]) -> Iterator
                 future.cancel()
 
 
-def _cannot_write(cache: Path, error: OSError) -> SrkdError:
+def cannot_write(cache: str, folder: Path, error: OSError) -> SrkdError:
     if error.errno == errno.ENOSPC:
         return SrkdError(
-            f"the disk filled up while decoding into {cache}; "
+            f"the disk filled up while writing the {cache} {folder}; "
             "free some space or set SRKD_CACHE to a folder on a larger disk."
         )
     return SrkdError(
-        f"cannot write the image cache {cache}: {error.strerror or error}. "
+        f"cannot write the {cache} {folder}: {error.strerror or error}. "
         "Set SRKD_CACHE to a folder that can be written."
     )
 
 
-def _gigabytes(count: int) -> str:
+def gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from srkd.data.cache import TrainingSet
+    from srkd.teacher_cache import TaughtImages
 
 HFLIP, VFLIP, TRANSPOSE = 1, 2, 4
 
@@ -91,11 +92,30 @@ def apply_symmetry(patch: np.ndarray, code: int) -> np.ndarray:
     return patch
 
 
+class Crops(NamedTuple):
+    """The patches of one step on the CPU, aligned and under the same symmetries.
+
+    lr      (N, 3, p, p) uint8
+    hr      (N, 3, scale*p, scale*p) uint8
+    taught  of every cached teacher (N, 3, scale*p, scale*p) float16 in about [0, 1]
+    """
+
+    lr: Tensor
+    hr: Tensor
+    taught: tuple[Tensor, ...] = ()
+
+    def pinned(self) -> Crops:
+        """The same in page-locked memory."""
+        taught = tuple(sr.pin_memory() for sr in self.taught)
+        return Crops(self.lr.pin_memory(), self.hr.pin_memory(), taught)
+
+
 class PatchSampler:
     """Batches of aligned LR and HR patches, sliced from the decoded cache.
 
     patch   side of an LR patch in px; the HR patch is scale times it
     batch   samples of one step over all ranks; rank r gets samples r*batch/world and on
+    taught  outputs of frozen teachers over the same images, cropped along with them
     """
 
     def __init__(
@@ -107,6 +127,7 @@ class PatchSampler:
         augment: bool = True,
         rank: int = 0,
         world: int = 1,
+        taught: Sequence[TaughtImages] = (),
     ) -> None:
         if patch < 1 or batch < 1:
             raise SrkdError(f"patch {patch} and batch {batch} must both be at least 1.")
@@ -125,35 +146,59 @@ class PatchSampler:
                 f"{w}x{h} px at low resolution, a patch {patch}x{patch}. Remove them, or set "
                 f"data.patch to {sizes.min()} or less."
             )
+        for outputs in taught:
+            _check_aligned(outputs, training_set)
         self.training_set = training_set
+        self.taught = tuple(taught)
         self.patch = patch
         self.seed = seed
         self.augment = augment
         self._sizes = sizes
         self._samples = range(rank * batch // world, (rank + 1) * batch // world)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """uint8 (N, 3, p, p) and (N, 3, scale*p, scale*p) on the CPU; N is this rank's share."""
+    def batch(self, step: int) -> Crops:
+        """The crops of this rank's share of `step`."""
         data, p, scale = self.training_set, self.patch, self.training_set.scale
+        P = scale * p  # noqa: N806
         table = draw(self.seed, step, self._samples, self._sizes, p, self.augment)
         lr = np.empty((len(table), 3, p, p), np.uint8)
-        hr = np.empty((len(table), 3, scale * p, scale * p), np.uint8)
+        hr = np.empty((len(table), 3, P, P), np.uint8)
+        taught = [np.empty((len(table), 3, P, P), np.float16) for _ in self.taught]
         # A slice per sample: one gather for the whole batch takes forty times as long.
         for n, (image, top, left, code) in enumerate(table.tolist()):
+            y, x = scale * top, scale * left
             small = data.lr(image)[top : top + p, left : left + p]
-            large = data.hr(image)[
-                scale * top : scale * (top + p), scale * left : scale * (left + p)
-            ]
             lr[n] = apply_symmetry(small, code).transpose(2, 0, 1)
-            hr[n] = apply_symmetry(large, code).transpose(2, 0, 1)
-        return torch.from_numpy(lr), torch.from_numpy(hr)
+            hr[n] = apply_symmetry(data.hr(image)[y : y + P, x : x + P], code).transpose(2, 0, 1)
+            for outputs, sr in zip(self.taught, taught, strict=True):
+                large = outputs.sr(image)[y : y + P, x : x + P]
+                sr[n] = apply_symmetry(large, code).transpose(2, 0, 1)
+        return Crops(
+            torch.from_numpy(lr), torch.from_numpy(hr), tuple(map(torch.from_numpy, taught))
+        )
+
+
+def _check_aligned(taught: TaughtImages, training_set: TrainingSet) -> None:
+    """Refuse outputs over other images: their crops would show another place."""
+    if len(taught) != len(training_set):
+        raise SrkdError(
+            f"the teacher's outputs are over {len(taught)} images, the training set has "
+            f"{len(training_set)}; open the outputs with this training set."
+        )
+    for i, name in enumerate(training_set.names):
+        (height, width), (rows, columns) = training_set.size(i), taught.sr(i).shape[:2]
+        if (rows, columns) != (height, width):
+            raise SrkdError(
+                f"the teacher's output over '{name}' is {columns}x{rows} px, the training image "
+                f"{width}x{height}; open the outputs with this training set."
+            )
 
 
 class Prefetcher:
-    """Steps `start` to `stop` - 1 as (step, lr, hr) in order, prepared by one background thread.
+    """Steps `start` to `stop` - 1 as (step, crops) in order, prepared by one background thread.
 
         with Prefetcher(sampler, 0, 1000) as batches:
-            for step, lr, hr in batches: ...
+            for step, crops in batches: ...
 
     depth        batches prepared ahead
     pin          page-locked memory, so that copies to a GPU need not wait
@@ -170,7 +215,7 @@ class Prefetcher:
         self._steps = range(start, stop)
         self._pin = pin
         # None marks the end; an exception travels in the queue to the consumer.
-        self._ready: queue.Queue[tuple[int, Tensor, Tensor] | BaseException | None] = queue.Queue(
+        self._ready: queue.Queue[tuple[int, Crops] | BaseException | None] = queue.Queue(
             max(1, depth)
         )
         self._closed = threading.Event()
@@ -189,7 +234,7 @@ class Prefetcher:
         self._closed.set()
         self._thread.join()
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[int, Crops]]:
         if self._thread.ident is None:
             raise RuntimeError("enter the Prefetcher (with ... as batches) before reading from it")
         while not self._closed.is_set():
@@ -206,16 +251,16 @@ class Prefetcher:
     def _produce(self) -> None:
         try:
             for step in self._steps:
-                lr, hr = self._sampler.batch(step)
+                crops = self._sampler.batch(step)
                 if self._pin:
-                    lr, hr = lr.pin_memory(), hr.pin_memory()
-                if not self._put((step, lr, hr)):
+                    crops = crops.pinned()
+                if not self._put((step, crops)):
                     return
             self._put(None)
         except BaseException as error:  # whatever it is, the consumer must see it
             self._put(error)
 
-    def _put(self, item: tuple[int, Tensor, Tensor] | BaseException | None) -> bool:
+    def _put(self, item: tuple[int, Crops] | BaseException | None) -> bool:
         """Wait for room; False once closed."""
         while not self._closed.is_set():
             try:

@@ -24,18 +24,28 @@ RESERVED_WEIGHTS = {"pixel": "pixel_weight", "logits": "logits_weight"}
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """`teachers` is how many the method takes: (fewest, most); most None means any number."""
+    """`teachers` is how many the method takes: (fewest, most); most None means any number.
+
+    `first_stage` trains one aggregated teacher of all of them, which is then the teacher of every part.
+    """
 
     path: str
     paper: str
     teachers: tuple[int, int | None] = (1, 1)
     needs_groups: bool = False
+    first_stage: str = ""
 
 
 METHODS: dict[str, MethodEntry] = {
     "scratch": MethodEntry("srkd.methods.scratch:Scratch", "the baseline", teachers=(0, 0)),
     "logits": MethodEntry("srkd.methods.logits:Logits", "Hinton et al. 2015, arXiv 1503.02531"),
     "dukd": MethodEntry("srkd.methods.dukd:Dukd", "Zhang et al., arXiv 2309.14162"),
+    "mtkd": MethodEntry(
+        "srkd.methods.mtkd:Mtkd",
+        "Jiang et al., ECCV 2024, arXiv 2404.09571",
+        teachers=(1, None),
+        first_stage="srkd.methods.mtkd:Aggregation",
+    ),
     "mipkd": MethodEntry(
         "srkd.methods.mipkd:Mipkd", "Li et al., ICLR 2025, arXiv 2404.02573", needs_groups=True
     ),
@@ -82,6 +92,11 @@ class MethodPlan:
     @property
     def needs_groups(self) -> bool:
         return any(METHODS[p].needs_groups for p in self.parts)
+
+    @property
+    def first_stage(self) -> str:
+        """The part that has a first stage, empty when none has."""
+        return next((p for p in self.parts if METHODS[p].first_stage), "")
 
 
 def file_options(chosen: MethodPlan) -> list[tuple[str, str]]:
@@ -143,7 +158,17 @@ def plan(name: str, options: dict[str, Any], family: str = "", scale: int = 0) -
 
 
 def _check_together(parts: tuple[str, ...]) -> None:
-    """Refuse parts that no number of teachers suits."""
+    """Refuse parts that no teacher or no number of teachers suits."""
+    first = [p for p in parts if METHODS[p].first_stage]
+    inside = [p for p in parts if METHODS[p].needs_groups]
+    if first and inside:
+        fitting = ", ".join(
+            m for m, e in METHODS.items() if e.teachers[0] and m not in first and not e.needs_groups
+        )
+        raise SrkdError(
+            f"'{'+'.join(parts)}' cannot be combined: '{inside[0]}' reads features inside the teacher, and the "
+            f"aggregated teacher of '{first[0]}' has outputs only; it goes with: {fitting}."
+        )
     fewest = max(parts, key=lambda p: METHODS[p].teachers[0])
     limited = [p for p in parts if METHODS[p].teachers[1] is not None]
     if not limited:
@@ -214,9 +239,11 @@ def same_type(key: str, value: Any, default: Any) -> Any:
 
 def check_teachers(plan: MethodPlan, ours: list[bool]) -> None:
     """Refuse a number or kind of teachers the method cannot use; `ours` says which have groups."""
+    first = plan.first_stage
     for part in plan.parts:
         entry = METHODS[part]
-        fewest, most = entry.teachers
+        # With a first stage the other parts see one aggregated teacher.
+        fewest, most = entry.teachers if part == first or not first else (1, None)
         if len(ours) < fewest:
             raise SrkdError(
                 f"method '{part}' needs {'a teacher' if fewest == 1 else f'{fewest} teachers'}, got "
@@ -254,3 +281,11 @@ def make(plan: MethodPlan, student: nn.Module, teachers: tuple[nn.Module, ...]) 
         for term, key in RESERVED_WEIGHTS.items()
     }
     return Composed(built, owners)
+
+
+def make_first_stage(
+    plan: MethodPlan, network: nn.Module, teachers: tuple[nn.Module, ...]
+) -> Method:
+    """The first stage as a method of its own, whose student is the aggregation network."""
+    part = plan.first_stage
+    return cast("Method", _load(METHODS[part].first_stage)(plan.configs[part], network, teachers))

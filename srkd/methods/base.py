@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from srkd.types import Batch, Setting, Step, ViewInput
+    from srkd.types import Batch, Pass, Setting, Step, ViewInput
 
 
 def choice(default: str, *others: str) -> Any:
@@ -76,6 +76,10 @@ class Method(nn.Module):
         """
         return {}
 
+    def student_input(self, batch: Batch, teachers: tuple[Pass, ...]) -> Tensor:
+        """What the student sees of the batch; other than LR where it works on the teachers' outputs."""
+        return batch.lr
+
     def loss(self, step: Step) -> dict[str, Tensor]:
         """Name -> weighted scalar in float32, the same names in every step. The loop adds and logs them."""
         raise NotImplementedError
@@ -90,6 +94,12 @@ def response_terms(config: Any, step: Step) -> dict[str, Tensor]:
     if config.logits_weight:
         terms["logits"] = config.logits_weight * l1(step.student.sr, step.teacher.sr.detach())
     return terms
+
+
+def network_scale(network: nn.Module) -> int:
+    """The student's scale; 4, the largest, for a stand-in that does not say."""
+    scale = getattr(network, "scale", 4)
+    return scale if isinstance(scale, int) else 4
 
 
 def zero(step: Step) -> Tensor:

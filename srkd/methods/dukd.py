@@ -30,7 +30,7 @@ import torch
 
 from srkd.data.degradation import crop_to_multiple, downscale
 from srkd.errors import SrkdError
-from srkd.methods.base import Method, choice, l1, response_terms
+from srkd.methods.base import Method, choice, l1, network_scale, response_terms
 from srkd.types import ViewInput
 
 if TYPE_CHECKING:
@@ -238,12 +238,6 @@ def has_windows(network: nn.Module) -> bool:
     from srkd.networks.base import Network
 
     return isinstance(network, Network) and network.facts.size_multiple > 1
-
-
-def network_scale(network: nn.Module) -> int:
-    """The student's scale; 4, the largest, for a stand-in that does not say."""
-    scale = getattr(network, "scale", 4)
-    return scale if isinstance(scale, int) else 4
 
 
 def smallest_zoom(network: nn.Module) -> int:

@@ -19,7 +19,7 @@ any size works and the exported graph has dynamic height and width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ from srkd.networks.base import (
     upsampler,
 )
 from srkd.types import Facts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MASKED = -100.0  # added to a logit, as in the public code; representable in half precision
 TAIL_CHANNELS = 64
@@ -177,13 +180,21 @@ class SwinLayer(nn.Module):
         self.mlp = Mlp(c.channels, int(c.channels * c.mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
+    @property
+    def needs_mask(self) -> bool:
+        return self.shift > 0
+
+    def attend(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """(N * windows, W*W, C) -> same; `mask` of `shift_mask` in shifted layers."""
+        return self.attn(windows, mask)
+
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`mask` is used by shifted layers alone."""
+        """`mask` is used by layers that need it alone."""
         _, h, w, _ = x.shape
         y = self.norm1(x)
         if self.shift:
             y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
-        y = self.attn(to_windows(y, self.window), mask if self.shift else None)
+        y = self.attend(to_windows(y, self.window), mask if self.needs_mask else None)
         y = from_windows(y, self.window, h, w)
         if self.shift:
             y = torch.roll(y, (self.shift, self.shift), (1, 2))
@@ -194,23 +205,26 @@ class SwinLayer(nn.Module):
 class Rstb(nn.Module):
     """Residual Swin transformer block: x + conv(layers(x)) on (N, C, h, w).
 
-    The first group of a network normalises its input first (`patch_norm`), the skip included.
+    A layer maps (N, h, w, C) and the mask of `shift_mask` to (N, h, w, C) and says whether it needs that
+    mask. The first group of a network normalises its input first (`patch_norm`), the skip included.
     """
 
-    def __init__(self, config: SwinIRConfig, drop_paths: list[float], patch_norm: bool) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], channels: int, window: int, patch_norm: bool
+    ) -> None:
         super().__init__()
-        self.window = config.window
-        self.norm = nn.LayerNorm(config.channels) if patch_norm else None
-        self.layers = nn.ModuleList(
-            SwinLayer(config, shifted=i % 2 == 1, drop_path=p) for i, p in enumerate(drop_paths)
-        )
-        self.conv = conv3x3(config.channels, config.channels)
+        self.window = window
+        self.norm = nn.LayerNorm(channels) if patch_norm else None
+        self.layers = nn.ModuleList(layers)
+        self.needs_mask = any(layer.needs_mask for layer in layers)
+        self.conv = conv3x3(channels, channels)
 
     def forward(self, feature: Tensor) -> Tensor:
         x = feature.permute(0, 2, 3, 1)
         if self.norm is not None:
             x = self.norm(x)
-        mask = shift_mask(x.shape[1], x.shape[2], self.window, like=x)
+        h, w = x.shape[1:3]
+        mask = shift_mask(h, w, self.window, like=x) if self.needs_mask else None
         y = x
         for layer in self.layers:
             y = layer(y, mask)
@@ -285,11 +299,12 @@ class SwinIR(Network):
         groups: list[nn.Module] = []
         for i, depth in enumerate(c.depths):
             first = sum(c.depths[:i])
-            groups.append(Rstb(c, rates[first : first + depth], patch_norm=i == 0))
+            own = [SwinLayer(c, j % 2 == 1, rates[first + j]) for j in range(depth)]
+            groups.append(Rstb(own, c.channels, c.window, patch_norm=i == 0))
         self.groups = nn.ModuleList([*groups, Body(c.channels)])
         tail = ClassicalTail if c.tail == "classical" else OneStepTail
         self.tail = tail(c.channels, c.scale, shift)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     @property
     def facts(self) -> Facts:
@@ -304,7 +319,7 @@ class SwinIR(Network):
         )
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Linear layers as in the public code; convolutions keep PyTorch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from srkd.data.sampling import PatchSampler, Prefetcher, _mix, apply_symmetry, draw
+from srkd.data.sampling import Crops, PatchSampler, Prefetcher, _mix, apply_symmetry, draw
 from srkd.errors import SrkdError
 
 if TYPE_CHECKING:
     from srkd.data.cache import TrainingSet
+    from srkd.teacher_cache import TaughtImages
 
 SCALE = 3
 MASK = 2**64 - 1
@@ -42,6 +43,23 @@ class Images:
 
     def hr(self, i: int) -> np.ndarray:
         return self._hr[i]
+
+
+class Outputs:
+    """The part of TaughtImages that sampling reads: HR divided by `levels`."""
+
+    def __init__(self, images: Images, levels: int) -> None:
+        self._sr = [(images.hr(i) / levels).astype(np.float16) for i in range(len(images))]
+
+    def __len__(self) -> int:
+        return len(self._sr)
+
+    def sr(self, i: int) -> np.ndarray:
+        return self._sr[i]
+
+
+def outputs(*lr_sizes: tuple[int, int], levels: int = 256) -> TaughtImages:
+    return cast("TaughtImages", Outputs(Images(*lr_sizes), levels))
 
 
 def sampler(patch: int = 5, batch: int = 8, seed: int = 7, **more) -> PatchSampler:
@@ -125,7 +143,8 @@ def test_patches_are_aligned_under_every_symmetry() -> None:
     some = sampler()
     seen = set()
     for step in range(30):
-        lr, hr = some.batch(step)
+        lr, hr, taught = some.batch(step)
+        assert taught == ()
         assert lr.shape == (8, 3, 5, 5)
         assert hr.shape == (8, 3, 15, 15)
         assert lr.dtype == hr.dtype == torch.uint8
@@ -140,18 +159,31 @@ def test_patches_are_what_the_draw_says() -> None:
     images = Images((9, 14), (20, 6), (5, 5))
     some = sampler()
     table = draw(7, 11, range(8), np.array([[9, 14], [20, 6], [5, 5]]), 5)
-    lr, _ = some.batch(11)
+    lr = some.batch(11).lr
     for n, (image, top, left, code) in enumerate(table.tolist()):
         patch = apply_symmetry(images.lr(image)[top : top + 5, left : left + 5], code)
         assert np.array_equal(lr[n].permute(1, 2, 0).numpy(), patch)
+
+
+def test_taught_crops_are_cut_with_the_images() -> None:
+    sizes = (9, 14), (20, 6), (5, 5)
+    some = sampler(taught=[outputs(*sizes), outputs(*sizes, levels=512)])
+    for step in range(5):  # 40 samples: every image and most symmetries
+        crops = some.batch(step)
+        assert torch.equal(crops.hr, sampler().batch(step).hr)
+        # A power of two as divisor: float16 holds the quotients exactly.
+        for sr, levels in zip(crops.taught, (256, 512), strict=True):
+            assert sr.dtype == torch.float16
+            assert sr.is_contiguous()
+            assert torch.equal(sr.float() * levels, crops.hr.float())
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
 def test_ranks_share_the_batch_of_one_process(world: int) -> None:
     whole = sampler().batch(5)
     shares = [sampler(rank=rank, world=world).batch(5) for rank in range(world)]
-    for n in (0, 1):
-        assert torch.equal(torch.cat([share[n] for share in shares]), whole[n])
+    assert torch.equal(torch.cat([share.lr for share in shares]), whole.lr)
+    assert torch.equal(torch.cat([share.hr for share in shares]), whole.hr)
 
 
 def test_bad_requests_are_named() -> None:
@@ -165,23 +197,32 @@ def test_bad_requests_are_named() -> None:
         sampler(batch=0)
 
 
+def test_outputs_over_other_images_are_named() -> None:
+    with pytest.raises(SrkdError, match="outputs are over 2 images, the training set has 3"):
+        sampler(taught=[outputs((9, 14), (20, 6))])
+    with pytest.raises(
+        SrkdError, match=r"over 'image1' is 60x18 px, the training image 18x60; open the outputs"
+    ):
+        sampler(taught=[outputs((9, 14), (6, 20), (5, 5))])
+
+
 def test_prefetcher_gives_every_step_in_order_and_then_ends() -> None:
     some = sampler()
     with Prefetcher(some, 3, 9) as batches:
         got = list(batches)
         assert list(batches) == []
-    assert [step for step, _, _ in got] == list(range(3, 9))
-    for step, lr, hr in got:
+    assert [step for step, _ in got] == list(range(3, 9))
+    for step, crops in got:
         expected = some.batch(step)
-        assert torch.equal(lr, expected[0])
-        assert torch.equal(hr, expected[1])
+        assert torch.equal(crops.lr, expected.lr)
+        assert torch.equal(crops.hr, expected.hr)
 
 
 def test_prefetcher_works_ahead_but_not_further_than_depth() -> None:
     asked: list[int] = []
 
     class Recording(PatchSampler):
-        def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def batch(self, step: int) -> Crops:
             asked.append(step)
             return super().batch(step)
 
@@ -198,7 +239,7 @@ def test_prefetcher_works_ahead_but_not_further_than_depth() -> None:
 
 def test_prefetcher_closes_early_with_a_full_queue() -> None:
     with Prefetcher(sampler(), 0, 10_000) as batches:
-        for step, _, _ in batches:
+        for step, _ in batches:
             if step == 2:
                 break
     assert not [t for t in threading.enumerate() if t.name == "srkd-prefetch"]
@@ -206,7 +247,7 @@ def test_prefetcher_closes_early_with_a_full_queue() -> None:
 
 def test_prefetcher_raises_the_threads_error_in_the_consumer() -> None:
     class Failing(PatchSampler):
-        def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def batch(self, step: int) -> Crops:
             if step == 2:
                 raise SrkdError("the disk went away")
             return super().batch(step)
@@ -217,13 +258,13 @@ def test_prefetcher_raises_the_threads_error_in_the_consumer() -> None:
         pytest.raises(SrkdError, match="the disk went away"),
         Prefetcher(Failing(images, 5, 2, 0), 0, 5) as batches,
     ):
-        got.extend(step for step, _, _ in batches)
+        got.extend(step for step, _ in batches)
     assert got == [0, 1]
 
 
 def test_prefetcher_measures_waiting() -> None:
     class Slow(PatchSampler):
-        def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def batch(self, step: int) -> Crops:
             time.sleep(0.1)
             return super().batch(step)
 
@@ -242,7 +283,7 @@ def test_prefetcher_measures_waiting() -> None:
 def test_pinned_batches() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device: page-locked memory cannot be tested")
-    with Prefetcher(sampler(), 0, 1, pin=True) as batches:
-        ((_, lr, hr),) = list(batches)
-    assert lr.is_pinned()
-    assert hr.is_pinned()
+    some = sampler(taught=[outputs((9, 14), (20, 6), (5, 5))])
+    with Prefetcher(some, 0, 1, pin=True) as batches:
+        ((_, crops),) = list(batches)
+    assert all(images.is_pinned() for images in (crops.lr, crops.hr, *crops.taught))
