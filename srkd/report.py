@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from srkd.aggregate import Aggregate
+from srkd.aggregate import AGGREGATED, Aggregate
 from srkd.data.degradation import upscale_uint8
 from srkd.evaluate import score, score_bicubic, score_parts
 from srkd.files import replacing, write_text
@@ -72,8 +73,22 @@ def write_first_report(run: Run, sets: Sequence[EvaluationSet]) -> list[dict[str
     model = load_model(run.folder)
     bicubic = {s.name: _plain(score_bicubic(s)) for s in sets}
     rows = [{"name": "bicubic", "parameters": 0, "scores": bicubic}, *aggregate_rows(model, sets)]
-    write_text(run.folder / "report.md", _markdown(run, model, rows, sets))
+    write_text(run.folder / "report.md", _markdown(run, model, rows, sets, below_best(rows)))
     return rows
+
+
+def below_best(rows: list[dict[str, Any]]) -> str:
+    """A line when the aggregated teacher is worse than the best single one, which helps no student."""
+    if not rows[-1]["scores"]:
+        return ""
+    mean = {r["name"]: fmean(s["psnr_y"] for s in r["scores"].values()) for r in rows[1:]}
+    best, own = max(mean, key=mean.__getitem__), mean[rows[-1]["name"]]
+    if mean[best] <= own:
+        return ""
+    return (
+        f"The {AGGREGATED} ({own:.2f} dB) is below {best} ({mean[best]:.2f} dB): train the first stage longer "
+        "(stage1.iterations), or let it start at the mean of the teachers (method.image_skip=mean).\n"
+    )
 
 
 def aggregate_rows(model: LoadedModel, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
@@ -151,20 +166,25 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _markdown(
-    run: Run, student: LoadedModel, rows: list[dict[str, Any]], sets: Sequence[EvaluationSet]
+    run: Run,
+    student: LoadedModel,
+    rows: list[dict[str, Any]],
+    sets: Sequence[EvaluationSet],
+    remark: str = "",
 ) -> str:
     training = student.info["training"]
+    first = "first stage of " if run.recipe.stages == "first" else ""
     origins = "; ".join(f"{s.name} ({len(s)} images): {s.lr_origin}" for s in sets)
     lines = [
         f"# {run.folder.resolve().name}",
         "",
-        f"{student.info['network'] or student.info['family']} x{student.scale}, method "
+        f"{student.info['network'] or student.info['family']} x{student.scale}, {first}method "
         f"{training['method']}, {training['iterations']:,} iterations, batch {training['batch']}, LR "
         f"patch {training['patch']}, data {training['data']['name']} "
         f"({training['data']['images']} images), seed {training['seed']}, {training['precision']} on "
         f"{training['device']}, {training['seconds']:.0f} s.",
         "",
-        markdown_table(rows),
+        markdown_table(rows) + (f"\n{remark}" if remark else ""),
         f"Protocol paper-y: Y of BT.601, 8-bit output, border of {student.scale} px left out. LR: {origins}.",
         "",
         f"Weights: `weights.safetensors`, sha256 `{student.info['weights_sha256']}`.",

@@ -23,7 +23,7 @@ from srkd.inputs import Inputs, open_inputs
 from srkd.methods import plan
 from srkd.progress import StatusLine, TrainingLine, counter
 from srkd.recipe import TeacherConfig, load_recipe
-from srkd.report import markdown_table, samples, write_first_report, write_report
+from srkd.report import below_best, markdown_table, samples, write_first_report, write_report
 from srkd.resuming import check_same_recipe, restore, state_of
 from srkd.runs import Run
 from srkd.taught import with_cached_teachers
@@ -162,7 +162,7 @@ def _train_first_stage(
         done = _train(own, training, taught, interrupt, quiet)[1]
         if done:
             rows = write_first_report(own, inputs.sets)
-            line.say(markdown_table(rows))
+            line.say(markdown_table(rows) + below_best(rows))
     finally:
         own.close()
     return done and not interrupt.asked
@@ -200,7 +200,8 @@ def _steps(
     every = t.recipe.validate.every
     scores: Scores = {}
     buffer = TermBuffer()
-    line = TrainingLine(t.recipe.method.name, train.iterations, quiet=quiet)
+    stage = ", first stage," if t.recipe.stages == "first" else ""
+    line = TrainingLine(t.recipe.method.name + stage, train.iterations, quiet=quiet)
     pin = t.device.type == "cuda"
     try:
         with (
