@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     from srkd.models import save_model
     from srkd.networks import build
     from srkd.recipe import load_recipe
-    from srkd.training import prepare, train_step
+    from srkd.step import train_step
+    from srkd.training import prepare
 
     if args.rounds < 1:
         raise SrkdError(f"--rounds {args.rounds}, but 1 or more are needed.")

@@ -71,7 +71,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     from srkd.models import save_model
     from srkd.networks import build
     from srkd.recipe import load_recipe
-    from srkd.training import prepare, train_step
+    from srkd.step import train_step
+    from srkd.training import prepare
 
     names = args.teachers.split(",")
     random = torch.Generator().manual_seed(0)

@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     from srkd.devices import bf16_units
     from srkd.files import write_json
     from srkd.recipe import load_recipe
-    from srkd.training import prepare, train_step
+    from srkd.step import train_step
+    from srkd.training import prepare
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -19,7 +19,8 @@ from srkd.images import picture_size
 from srkd.inputs import open_validation
 from srkd.networks import build
 from srkd.progress import duration
-from srkd.training import memory_advice, prepare, train_step
+from srkd.step import train_step
+from srkd.training import memory_advice, prepare
 
 if TYPE_CHECKING:
     from srkd.recipe import Recipe

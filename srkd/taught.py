@@ -13,8 +13,8 @@ from srkd.aggregate import Aggregate
 from srkd.devices import wait_for
 from srkd.passes import forward
 from srkd.progress import StatusLine, counter, duration
+from srkd.step import to_image
 from srkd.teacher_cache import TaughtImages, open_teacher_cache, plan_teacher_cache
-from srkd.training import to_image
 
 if TYPE_CHECKING:
     from srkd.inputs import Inputs

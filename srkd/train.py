@@ -26,17 +26,9 @@ from srkd.recipe import TeacherConfig, load_recipe
 from srkd.report import below_best, markdown_table, samples, write_first_report, write_report
 from srkd.resuming import check_same_recipe, restore, state_of
 from srkd.runs import Run
+from srkd.step import NotFiniteError, TermBuffer, train_step
 from srkd.taught import with_cached_teachers
-from srkd.training import (
-    NotFiniteError,
-    TermBuffer,
-    Training,
-    describe,
-    learning_rate_at,
-    memory_advice,
-    prepare,
-    train_step,
-)
+from srkd.training import Training, describe, learning_rate_at, memory_advice, prepare
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -25,8 +25,9 @@ from srkd.inputs import open_inputs
 from srkd.models import load_model, save_model
 from srkd.recipe import load_recipe
 from srkd.runs import Run
+from srkd.step import loss_terms, to_image
 from srkd.train import distill, resume
-from srkd.training import loss_terms, prepare, to_image
+from srkd.training import prepare
 
 if TYPE_CHECKING:
     from srkd.recipe import Recipe

@@ -15,7 +15,8 @@ from srkd.models import save_model
 from srkd.networks import ZOO, ZooEntry, build_family
 from srkd.recipe import Recipe, load_recipe
 from srkd.resuming import restore, state_of
-from srkd.training import Training, prepare, train_step
+from srkd.step import train_step
+from srkd.training import Training, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,9 @@ from srkd.first_stage import first_stage_of, trains_first_stage
 from srkd.models import save_model
 from srkd.networks import ZOO, ZooEntry, build
 from srkd.recipe import Recipe, load_recipe
+from srkd.step import train_step
 from srkd.train import distill
-from srkd.training import Training, learning_rate_at, prepare, train_step
+from srkd.training import Training, learning_rate_at, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 # csd needs a VGG19 file: its recipe trains in tests/methods/test_csd.py, which makes one.

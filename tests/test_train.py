@@ -28,14 +28,9 @@ from srkd.methods.base import Method, l1
 from srkd.models import load_model
 from srkd.recipe import Recipe, TrainConfig, load_recipe
 from srkd.runs import Run
+from srkd.step import train_step, update_average
 from srkd.train import distill, resume
-from srkd.training import (
-    ema_decay_at,
-    learning_rate_at,
-    prepare,
-    train_step,
-    update_average,
-)
+from srkd.training import ema_decay_at, learning_rate_at, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 

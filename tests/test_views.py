@@ -18,7 +18,8 @@ from tiny_pair import (
 )
 
 from srkd.methods.mipkd import Mipkd
-from srkd.training import loss_terms, passes
+from srkd.passes import passes
+from srkd.step import loss_terms
 from srkd.types import Batch
 
 if TYPE_CHECKING:

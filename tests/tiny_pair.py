@@ -12,7 +12,8 @@ from srkd.loaded import LoadedModel
 from srkd.methods import make, plan
 from srkd.networks import build_family
 from srkd.recipe import Recipe, TrainConfig
-from srkd.training import Training, loss_terms
+from srkd.step import loss_terms
+from srkd.training import Training
 from srkd.types import Batch, Facts, Step
 
 if TYPE_CHECKING:

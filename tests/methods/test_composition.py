@@ -11,7 +11,7 @@ from tiny_pair import Nearest, images, part_of, step_of, student_of, teacher_of,
 
 from srkd.errors import SrkdError
 from srkd.methods import check_teachers, make, plan
-from srkd.training import loss_terms
+from srkd.step import loss_terms
 from srkd.types import Batch, Setting
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from srkd.methods.base import l1
 from srkd.methods.csd import Csd, contrast, corner, distance_to_all, shared
 from srkd.networks import ZOO, ZooEntry, build_family
 from srkd.recipe import load_recipe
-from srkd.training import Training, prepare, train_step
+from srkd.step import train_step
+from srkd.training import Training, prepare
 from srkd.types import Batch, Setting, Step
 from srkd.vgg import BLOCKS, GRAPH_VALUES, MAP_VALUES, load_vgg
 

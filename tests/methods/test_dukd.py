@@ -29,7 +29,7 @@ from srkd.methods import plan
 from srkd.methods.base import l1
 from srkd.methods.dukd import Dukd, DukdConfig, augment, undo
 from srkd.recipe import load_recipe, recipe_from
-from srkd.training import loss_terms
+from srkd.step import loss_terms
 from srkd.types import Batch, Pass, Setting, Step, View
 
 # All 16 combinations of inversion, flip of the height, flip of the width, transpose.

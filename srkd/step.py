@@ -1,0 +1,151 @@
+"""One step of a training: passes of all networks, the method's terms, the optimiser, the weight average.
+
+A step is a function of (recipe, seed, step number, state): crops and symmetries are drawn from (seed,
+step, sample), the learning rate is computed from the step, and the state holds everything else. So
+N steps, a kill, a resume and N steps give bit for bit what 2N steps give (CPU, fp32).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from srkd.passes import passes
+from srkd.training import ema_decay_at, learning_rate_at
+from srkd.types import Batch, Pass, Step, View
+
+if TYPE_CHECKING:
+    from srkd.training import Training
+    from srkd.types import ViewInput
+
+
+def train_step(
+    training: Training, lr: Tensor, hr: Tensor, taught: tuple[Tensor, ...] = ()
+) -> dict[str, Tensor]:
+    """One optimiser step on a batch of uint8 crops; returns the weighted terms, still on the device.
+
+    `taught` are the crops of the cached outputs of every teacher, if there is a cache: float16, like hr.
+    """
+    t, train = training, training.recipe.train
+    for group in t.optimizer.param_groups:
+        group["lr"] = learning_rate_at(train, t.done)
+    t.optimizer.zero_grad(set_to_none=True)
+    totals: dict[str, Tensor] = {}
+    parts = zip(*(crops.chunk(train.accumulate) for crops in (lr, hr, *taught)), strict=True)
+    for part, crops in enumerate(parts):
+        lr_part, hr_part, *known = (to_image(c, t) for c in crops)
+        terms = loss_terms(t, lr_part, hr_part, part, tuple(known))
+        torch.stack(list(terms.values())).sum().div(train.accumulate).backward()
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0) + value.detach() / train.accumulate
+    t.optimizer.step()
+    if t.average is not None:
+        update_average(t.average, t.student, ema_decay_at(train.ema, t.done))
+    t.done += 1
+    return totals
+
+
+def to_image(batch: Tensor, training: Training) -> Tensor:
+    """(N, 3, h, w) on the CPU -> float32 in [0, 1] on the device, in the training's layout.
+
+    uint8 is divided by 255; what is float16 (cached outputs) is in this range already.
+    """
+    layout = torch.channels_last if training.recipe.train.channels_last else torch.contiguous_format
+    moved = batch.to(training.device, non_blocking=True)
+    image = moved.to(torch.float32, memory_format=layout)
+    return image.div_(255) if batch.dtype == torch.uint8 else image
+
+
+def loss_terms(
+    training: Training, lr: Tensor, hr: Tensor, part: int = 0, taught: tuple[Tensor, ...] = ()
+) -> dict[str, Tensor]:
+    """Passes of all networks and the method's terms (float32), with graph."""
+    t, method = training, training.method
+    batch = Batch(
+        lr=lr,
+        hr=hr,
+        iteration=t.done,
+        total=t.recipe.train.iterations,
+        part=part,
+        seed=t.recipe.seed,
+    )
+    with torch.no_grad():
+        wanted = method.views(batch)
+    with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
+        teachers = _teacher_passes(t, lr, wanted, taught) if method.needs_teacher_pass else []
+        seen = method.student_input(batch, tuple(own[0] for own in teachers))
+        students = passes(
+            t.student, [seen, *(view.student for view in wanted.values())], method.student_taps
+        )
+        step = Step(
+            batch=batch,
+            student=students[0],
+            teachers=tuple(own[0] for own in teachers),
+            views={
+                name: View(students[i + 1], tuple(own[i + 1] for own in teachers))
+                for i, name in enumerate(wanted)
+            },
+        )
+        return method.loss(step)
+
+
+@torch.no_grad()
+def _teacher_passes(
+    training: Training, lr: Tensor, wanted: dict[str, ViewInput], taught: tuple[Tensor, ...]
+) -> list[list[Pass]]:
+    """For every teacher its passes over the batch (from the cache, if there is one) and over the views."""
+    views, taps = [view.teacher for view in wanted.values()], training.method.teacher_taps
+    if not taught:
+        return [passes(m.network, [lr, *views], taps) for m in training.teachers]
+    return [
+        [Pass(network=m.network, sr=known), *passes(m.network, views, ())]
+        for m, known in zip(training.teachers, taught, strict=True)
+    ]
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * network, all tensors at once."""
+    torch._foreach_lerp_(  # type: ignore[attr-defined]
+        list(average.parameters()), list(network.parameters()), 1 - decay
+    )
+    for kept, fresh in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(fresh)
+
+
+class NotFiniteError(Exception):
+    """A loss term became NaN or infinite at a (1-based) step."""
+
+    def __init__(self, step: int, term: str, value: float) -> None:
+        super().__init__(f"{term} = {value} at step {step}")
+        self.step, self.term, self.value = step, term, value
+
+
+class TermBuffer:
+    """Loss terms of the last steps, kept on the device and read all at once: no wait in the step."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.values: list[Tensor] = []
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        self.names = tuple(terms)
+        self.values.append(torch.stack(list(terms.values())))
+
+    def check(self, last_step: int) -> Tensor:
+        """The buffered values (steps, terms) on the CPU; a value that is no number is an error."""
+        table = torch.stack(self.values).cpu() if self.values else torch.zeros(0, len(self.names))
+        bad = (~torch.isfinite(table)).nonzero()
+        if len(bad):
+            row, column = (int(v) for v in bad[0])
+            step = last_step - len(table) + row + 1
+            raise NotFiniteError(step, self.names[column], float(table[row, column]))
+        return table
+
+    def read(self, last_step: int) -> dict[str, float]:
+        """Mean of each term since the last reading; empties the buffer."""
+        table = self.check(last_step)
+        self.values.clear()
+        return dict(zip(self.names, table.mean(0).tolist(), strict=True)) if len(table) else {}
