@@ -32,6 +32,7 @@ class Aggregate(nn.Module):
     def __init__(self, teachers: Sequence[LoadedModel], network: DctSwin) -> None:
         super().__init__()
         _check(teachers, network)
+        self.members = tuple(teachers)
         self.names = tuple(teacher.name for teacher in teachers)
         self.scale = network.scale
         self.teacher_networks = nn.ModuleList(teacher.network for teacher in teachers)

@@ -27,16 +27,8 @@ from srkd.files import read_json
 from srkd.loaded import LoadedModel, load_state, read_safetensors
 from srkd.networks import ZOO, build_family, zoo_name
 from srkd.networks.base import DIV2K_MEAN
-from srkd.networks.layouts import (
-    LAYOUTS,
-    MEAN_SHIFT_KEYS,
-    SIZES,
-    UNWRITTEN,
-    WITHOUT_NETWORK,
-    Layout,
-    State,
-    translate,
-)
+from srkd.networks.layouts import LAYOUTS, MEAN_SHIFT_KEYS, Layout, State, translate
+from srkd.networks.sizes import SIZES, UNWRITTEN
 from srkd.types import Facts
 
 if TYPE_CHECKING:
@@ -60,13 +52,7 @@ def read_checkpoint(path: Path, scale: int | None = None) -> LoadedModel:
     """
     state = read_tensors(path)
     sidecar = _sidecar(path)
-    for network, prefixes in WITHOUT_NETWORK.items():
-        if all(any(key.startswith(prefix) for key in state) for prefix in prefixes):
-            raise SrkdError(
-                f"{path} looks like a {network} checkpoint, and this version has no {network} network; "
-                f"use one of the layouts {_layouts()}."
-            )
-    layout = next((x for x in LAYOUTS if all(mark in state for mark in x.marks)), None)
+    layout = next((x for x in LAYOUTS if x.fits(state)), None)
     if layout is None:
         first = ", ".join(list(state)[:3])
         loaded = _read_foreign(
@@ -181,6 +167,9 @@ def _assemble(
     network = build_family(layout.family, sizes | arguments)
     load_state(network, ours, path)
     listed = ", ".join(f"{k} {v}" for k, v in sizes.items())
+    dropped = sum(layout.drops(key) and key not in MEAN_SHIFT_KEYS for key in state)
+    if dropped:
+        said.append(f"{dropped} tensors left out that no layer of the network reads")
     notes = (f"layout {layout.name}; from the tensors: {listed}", *said)
     info = {
         "network": zoo_name(layout.family, network.arguments),
@@ -250,6 +239,11 @@ def _unwritten(
         notes.append(f"residual scale {residual_scale:g} ({source})")
 
     in_file = _mean_shift_range(path, state)
+    if in_file is None and told.rgb_range is None and layout.rgb_range is None:
+        raise SrkdError(
+            f"{path} does not tell its range: networks of {layout.name} were trained on images in 0..255 or "
+            f'in 0..1. Write {{"hyper_parameters": {{"rgb_range": 255}}}}, or 1, in {path.stem}.json beside it.'
+        )
     usual = f"as {layout.name} networks have it"
     rgb_range, source = _first(
         (in_file, "constants of the file"), (told.rgb_range, beside), (layout.rgb_range, usual)

@@ -304,6 +304,7 @@ def _table(
     if all(value is None for value in costs):
         notes.append(f"No cost relative to {baseline}: it was not measured on these pairs.")
     rows = [replace(row, cost=value) for row, value in zip(rows, costs, strict=True)]
+    notes += _first_stages(rows)
     budget = runs[0].budget
     differences = [
         f"{key}: {_shown(first[key])} -> {_shown(budget[key])}"
@@ -313,6 +314,22 @@ def _table(
     sets = rows[0].sets
     notes = list(dict.fromkeys(notes))
     return Table(_title(runs[0]), budget, differences, sets, sorted(rows, key=_order), notes)
+
+
+def _first_stages(rows: Sequence[Row]) -> list[str]:
+    """What a method with a first stage had besides the budget that the table names."""
+    notes = []
+    for row in rows:
+        stage1 = row.runs[0].recipe.stage1
+        if stage1 is None:
+            continue
+        notes.append(
+            f"{row.series}: one first stage, trained beforehand, serves all its seeds, so their spread holds none "
+            "of its own; its iterations come on top of this budget."
+            if stage1.run
+            else f"{row.series}: its first stage ({stage1.iterations:,} iterations) comes on top of this budget."
+        )
+    return notes
 
 
 def _title(run: FinishedRun) -> str:

@@ -21,9 +21,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srkd.errors import SrkdError
@@ -166,6 +168,7 @@ def _run_counter(
     lr = torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)
     analysis = FlopCountAnalysis(_Whole(network), lr)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
     if rule == "mkd":
         analysis.clear_op_handles()
         analysis.set_op_handle("aten::_convolution", _mkd_convolution)
@@ -178,6 +181,13 @@ def _run_counter(
 def _shape(value: Any) -> list[int]:
     """Sizes of a tensor in a traced graph."""
     return value.type().sizes()
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Both products of fused attention, which fvcore counts where they are written out alone."""
+    queries, width = _shape(inputs[0])[:-1], _shape(inputs[0])[-1]
+    keys, value_width = _shape(inputs[2])[-2:]
+    return Counter({"attention": _product(queries) * keys * (width + value_width)})
 
 
 def _mkd_convolution(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
@@ -200,6 +210,18 @@ def _product(sizes: Iterable[int]) -> int:
 
 
 # --- memory -----------------------------------------------------------------------------------
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as the fused kernels run it, which hold no matrix of queries times keys."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            query, _, value = args
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return func(*args, **(kwargs or {}))
 
 
 class _LiveTensors(TorchDispatchMode):
@@ -239,7 +261,7 @@ def _activation_mib(network: nn.Module, size: tuple[int, int]) -> float | None:
     tracker = _LiveTensors()
     tracker.add(lr)
     try:
-        with torch.no_grad(), tracker:
+        with torch.no_grad(), tracker, _FusedAttention():
             network(lr)
     except (NotImplementedError, RuntimeError):
         if isinstance(network, Network):

@@ -202,7 +202,8 @@ def _identity(teacher: dict[str, Any], recipe: Recipe) -> tuple[str, str]:
     """
     own = recipe.stage1 is not None and not recipe.stage1.run
     hashes = [member["weights_sha256"] for member in teacher.get("aggregates", ())] if own else []
-    return teacher["name"], "+".join(hashes) or teacher["weights_sha256"]
+    name = teacher["name"] + (", own first stage" if own else "")
+    return name, "+".join(hashes) or teacher["weights_sha256"]
 
 
 def _budget(recipe: Recipe, info: dict[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,12 @@ from srkd.loaded import LoadedModel
 from srkd.methods.mtkd import network_config
 from srkd.models import load_aggregate
 from srkd.networks.dctswin import DctSwin
+from srkd.recipe import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import nn
 
     from srkd.networks.dctswin import DctSwinConfig
     from srkd.recipe import Recipe
@@ -69,8 +72,20 @@ def first_stage_folder(recipe: Recipe, trained: Path | None) -> Path | None:
 def find_first_stage(run: Path) -> Path:
     """The folder of the first stage that `run` means: runs/x, or the first stage alone."""
     for folder in (run / FOLDER, run):
-        if (folder / "model.json").is_file():
-            return folder
+        if (folder / "recipe.toml").is_file() and (folder / "model.json").is_file():
+            recipe = load_recipe(folder / "recipe.toml")
+            if recipe.stages == "first":
+                return folder
+            if recipe.stage1 is None:
+                raise SrkdError(
+                    f"--stage1 {run}: its method '{recipe.method.name}' has no first stage; give a run of a method "
+                    "that has one."
+                )
+            if recipe.stage1.run:
+                raise SrkdError(
+                    f"--stage1 {run}: that run used the first stage of {recipe.stage1.run}; give --stage1 "
+                    f"{recipe.stage1.run}."
+                )
     found = "its first stage is not finished" if (run / FOLDER).is_dir() else "no finished run"
     raise SrkdError(
         f"--stage1 {run}: {found} (there is no model.json); give a run of a method with a first stage that is "
@@ -81,15 +96,22 @@ def find_first_stage(run: Path) -> Path:
 def aggregated_teacher(recipe: Recipe, folder: Path) -> LoadedModel:
     """The teacher that a first stage made; other teachers than it had, or in another order, are refused."""
     models = [os.path.expandvars(spec) for spec in recipe.teacher.models]
-    model = load_aggregate(folder, models or None)
-    if model.scale != recipe.student.scale:
-        raise SrkdError(
-            f"the first stage in {folder} is x{model.scale}, but the student is x{recipe.student.scale}; "
-            "choose a first stage of the student's scale."
-        )
+    model = load_aggregate(folder, models or None, recipe.student.scale)
     assert isinstance(model.network, Aggregate)
     _check_network(recipe, model.network.network.config, folder)
     return replace(model, name=f"aggregate of {', '.join(model.network.names)}")
+
+
+def with_network_of(recipe: Recipe, aggregate: nn.Module) -> Recipe:
+    """The recipe, which names the aggregation network that is there: it may be another run's."""
+    assert isinstance(aggregate, Aggregate)
+    method, found = recipe.method.first_stage, aggregate.network.config
+    known = {f.name: getattr(found, f.name) for f in fields(found)}
+    known |= {"blocks": len(found.depths), "layers": found.depths[0]}
+    config = recipe.method.configs[method]
+    own = {f.name: known[f.name] for f in fields(config) if f.name in known}
+    configs = {**recipe.method.configs, method: replace(config, **own)}
+    return replace(recipe, method=replace(recipe.method, configs=configs))
 
 
 def untrained_teacher(recipe: Recipe, teachers: Sequence[LoadedModel]) -> LoadedModel:

@@ -11,6 +11,7 @@ are (`teacher.models`). Its weights.safetensors holds the aggregation network.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from srkd.networks.dctswin import DctSwin
 
 FORMAT = 1
+INSIDE_A_RUN = ("stage1", "baseline")
 AGGREGATE_FAMILY = "dctswin"
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
@@ -68,6 +70,8 @@ def find_model(spec: str | Path, scale: int | None = None) -> Path:
             "scripts/distill.py wrote, or a weights file."
         )
     listed = nearest(name, shipped) if shipped else "weights/ holds no shipped model yet."
+    if unset := re.findall(r"\$\{?(\w+)", name):
+        listed = f"the environment variable {unset[0]} is not set."
     raise SrkdError(f"there is no file, run folder or shipped model '{spec}'; {listed}")
 
 
@@ -84,14 +88,16 @@ def _load_folder(folder: Path) -> LoadedModel:
     network, info = _read_folder(folder)
     if isinstance(network, DctSwin):
         return _aggregate(folder, network, info, None)
-    return LoadedModel(network, folder.resolve().name, folder, network.facts, info)
+    return LoadedModel(network, _name(folder), folder, network.facts, info)
 
 
-def load_aggregate(folder: Path, teachers: Sequence[str] | None = None) -> LoadedModel:
+def load_aggregate(
+    folder: Path, teachers: Sequence[str] | None = None, scale: int | None = None
+) -> LoadedModel:
     """The aggregated teacher in a run folder; its network is a `srkd.aggregate.Aggregate`, in eval mode.
 
     `teachers` are other places of the same weights, in the same order; default: `teacher.models` of the
-    folder's recipe.toml. Other weights and another order are refused.
+    folder's recipe.toml. Other weights, another order and another `scale` are refused.
     """
     from srkd.networks.dctswin import DctSwin
 
@@ -100,6 +106,11 @@ def load_aggregate(folder: Path, teachers: Sequence[str] | None = None) -> Loade
         raise SrkdError(
             f"{folder} holds a network (family '{network.family}'), not an aggregated teacher; give the "
             "folder of a first stage."
+        )
+    if scale is not None and network.scale != scale:
+        raise SrkdError(
+            f"the first stage in {folder} is x{network.scale}, but x{scale} was asked for; choose a first stage "
+            f"of x{scale}, or --scale {network.scale}."
         )
     return _aggregate(folder, network, info, teachers)
 
@@ -120,7 +131,13 @@ def _aggregate(
     teachers = _load_members(folder, specs, known, network.scale)
     aggregate = Aggregate(teachers, network).eval()
     notes = tuple(f"{teacher.name}: {note}" for teacher in teachers for note in teacher.notes)
-    return LoadedModel(aggregate, folder.resolve().name, folder, aggregate.facts, info, notes)
+    return LoadedModel(aggregate, _name(folder), folder, aggregate.facts, info, notes)
+
+
+def _name(folder: Path) -> str:
+    """A folder's own name; runs inside a run, which all have the same, with that of the run."""
+    path = folder.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name in INSIDE_A_RUN else path.name
 
 
 def _teacher_places(folder: Path) -> list[str]:
@@ -143,7 +160,7 @@ def _load_members(
     order = ", ".join(name for name, _ in known)
     if len(specs) != len(known):
         raise SrkdError(
-            f"got {len(specs)} teachers ({', '.join(specs) or 'none'}), but {folder} aggregates {len(known)} "
+            f"got {len(specs)} teacher{'s' * (len(specs) != 1)} ({', '.join(specs) or 'none'}), but {folder} aggregates {len(known)} "
             f"({order}); list these, in this order."
         )
     teachers = []

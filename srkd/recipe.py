@@ -42,6 +42,9 @@ class DataConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     iterations: int = 250_000
+    distil_iterations: int = (
+        0  # stage-wise: so many on features alone, the rest on HR alone; 0: joint
+    )
     batch: int = 16  # over all ranks and accumulation steps
     accumulate: int = 1  # micro-batches per step
     learning_rate: float = 1e-4
@@ -389,7 +392,12 @@ def _check_train(section: str, t: TrainConfig) -> None:
         value = getattr(t, f.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise SrkdError(f"{section}.{f.name} = {value}, but a finite number is needed.")
-    for name in ("warmup", "gamma", "final_learning_rate"):
+    if t.distil_iterations >= t.iterations:
+        raise SrkdError(
+            f"{section}.distil_iterations = {t.distil_iterations}, but {section}.iterations = {t.iterations} counts "
+            "both stages; leave some for the second."
+        )
+    for name in ("distil_iterations", "warmup", "gamma", "final_learning_rate"):
         if (value := getattr(t, name)) < 0:
             raise SrkdError(f"{section}.{name} = {value}, but it must be 0 or above.")
     if list(t.milestones) != sorted({*t.milestones}) or any(m < 1 for m in t.milestones):

@@ -39,8 +39,9 @@ def write_report(
 ) -> list[dict[str, Any]]:
     """Score everything that belongs in the table, write report.md, and return the table's rows.
 
-    `scores` are the student's, measured a moment ago on these sets. A row: {"name", "parameters", "scores": {set: {"psnr_y", "ssim_y"}}}. The student is read back from
-    the file that the run leaves, so the report speaks of that file.
+    `scores` are the student's, measured a moment ago on these sets. A row: {"name", "parameters", "scores":
+    {set: {"psnr_y", "ssim_y"}}}. The student is read back from the file that the run leaves, so the report
+    speaks of that file.
     """
     student = load_model(run.folder)
     rows: list[dict[str, Any]] = [
@@ -64,16 +65,19 @@ def write_report(
                 if aggregate
                 else [_row(f"teacher {teacher.name}", teacher, sets)]
             )
-    write_text(run.folder / "report.md", _markdown(run, student, rows, sets))
+    write_text(run.folder / "report.md", _markdown(run, student, rows, sets, teachers))
     return rows
 
 
-def write_first_report(run: Run, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+def write_first_report(
+    run: Run, sets: Sequence[EvaluationSet], device: torch.device
+) -> list[dict[str, Any]]:
     """The same for a first stage: the aggregated teacher beside every single one and their plain mean."""
     model = load_model(run.folder)
+    model.network.to(device)
     bicubic = {s.name: _plain(score_bicubic(s)) for s in sets}
     rows = [{"name": "bicubic", "parameters": 0, "scores": bicubic}, *aggregate_rows(model, sets)]
-    write_text(run.folder / "report.md", _markdown(run, model, rows, sets, below_best(rows)))
+    write_text(run.folder / "report.md", _markdown(run, model, rows, sets, remark=below_best(rows)))
     return rows
 
 
@@ -170,6 +174,7 @@ def _markdown(
     student: LoadedModel,
     rows: list[dict[str, Any]],
     sets: Sequence[EvaluationSet],
+    teachers: Sequence[LoadedModel] = (),
     remark: str = "",
 ) -> str:
     training = student.info["training"]
@@ -184,6 +189,11 @@ def _markdown(
         f"({training['data']['images']} images), seed {training['seed']}, {training['precision']} on "
         f"{training['device']}, {training['seconds']:.0f} s.",
         "",
+        *(
+            _first_stage_line(teacher)
+            for teacher in teachers
+            if isinstance(teacher.network, Aggregate)
+        ),
         markdown_table(rows) + (f"\n{remark}" if remark else ""),
         f"Protocol paper-y: Y of BT.601, 8-bit output, border of {student.scale} px left out. LR: {origins}.",
         "",
@@ -193,8 +203,18 @@ def _markdown(
     ]
     pictures = sorted((run.folder / "samples").glob("*.png"))
     if pictures:
-        lines += [f"![LR by bicubic, student, original](samples/{pictures[-1].name})", ""]
+        middle = "aggregated teacher" if first else "student"
+        lines += [f"![LR by bicubic, {middle}, original](samples/{pictures[-1].name})", ""]
     return "\n".join(lines)
+
+
+def _first_stage_line(teacher: LoadedModel) -> str:
+    """What the aggregated teacher cost beforehand: it is not in the student's budget."""
+    t = teacher.info["training"]
+    return (
+        f"Its teacher was aggregated beforehand: {t['iterations']:,} iterations of batch {t['batch']}, LR patch "
+        f"{t['patch']}, {t['seconds']:.0f} s on {t['device']}, sha256 `{teacher.info['weights_sha256']}`.\n"
+    )
 
 
 def samples(folder: Path, network: nn.Module, evaluation_set: EvaluationSet, step: int) -> None:

@@ -30,6 +30,7 @@ def state_of(training: Training, inputs: Inputs) -> dict[str, Any]:
         "average": t.average.state_dict() if t.average is not None else None,
         "method": t.method.state_dict(),
         "optimizer": t.optimizer.state_dict(),
+        "bilevel": t.bilevel.state_dict() if t.bilevel is not None else None,
         "rng": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state(t.device) if t.device.type == "cuda" else None,
         "best": {"psnr_y": t.best_psnr, "step": t.best_step},
@@ -82,6 +83,8 @@ def restore(training: Training, inputs: Inputs, state: dict[str, Any], folder: P
             t.average.load_state_dict(state["average"])
         t.method.load_state_dict(state["method"])
         t.optimizer.load_state_dict(state["optimizer"])
+        if t.bilevel is not None:
+            t.bilevel.load_state_dict(state["bilevel"])
         torch.set_rng_state(state["rng"])
         if state["rng_cuda"] is not None and t.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], t.device)

@@ -7,11 +7,16 @@ N steps, a kill, a resume and N steps give bit for bit what 2N steps give (CPU, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from srkd.bilevel import bilevel_iteration
+from srkd.methods import RESERVED_WEIGHTS
+from srkd.methods.base import l1
+from srkd.networks.base import Network
 from srkd.passes import passes
 from srkd.training import ema_decay_at, learning_rate_at
 from srkd.types import Batch, Pass, Step, View
@@ -19,6 +24,19 @@ from srkd.types import Batch, Pass, Step, View
 if TYPE_CHECKING:
     from srkd.training import Training
     from srkd.types import ViewInput
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one micro-batch brings before the student has seen it.
+
+    views      what the method wants both networks to see besides the batch
+    teachers   for every teacher its passes over the batch and over the views, without graph
+    """
+
+    batch: Batch
+    views: dict[str, ViewInput]
+    teachers: list[list[Pass]]
 
 
 def train_step(
@@ -29,14 +47,22 @@ def train_step(
     `taught` are the crops of the cached outputs of every teacher, if there is a cache: float16, like hr.
     """
     t, train = training, training.recipe.train
+    if 0 < train.distil_iterations == t.done:
+        t.optimizer.state.clear()  # the second stage begins afresh
+    rate = learning_rate_at(train, t.done)
     for group in t.optimizer.param_groups:
-        group["lr"] = learning_rate_at(train, t.done)
+        group["lr"] = rate
     t.optimizer.zero_grad(set_to_none=True)
     totals: dict[str, Tensor] = {}
     parts = zip(*(crops.chunk(train.accumulate) for crops in (lr, hr, *taught)), strict=True)
     for part, crops in enumerate(parts):
         lr_part, hr_part, *known = (to_image(c, t) for c in crops)
-        terms = loss_terms(t, lr_part, hr_part, part, tuple(known))
+        if t.task_alone:
+            terms = {"pixel": _pixel(t, lr_part, hr_part)}
+        else:
+            seen = look(t, lr_part, hr_part, part, tuple(known))
+            totals |= _bilevel_part(t, seen, rate)
+            terms = student_terms(t, seen)
         torch.stack(list(terms.values())).sum().div(train.accumulate).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach() / train.accumulate
@@ -45,6 +71,35 @@ def train_step(
         update_average(t.average, t.student, ema_decay_at(train.ema, t.done))
     t.done += 1
     return totals
+
+
+def _pixel(training: Training, lr: Tensor, hr: Tensor) -> Tensor:
+    """|S(x) - y|_1 alone: the second stage of stage-wise training."""
+    t = training
+    with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
+        return l1(t.student(lr), hr)
+
+
+def _bilevel_part(training: Training, seen: Seen, rate: float) -> dict[str, Tensor]:
+    """What a method with a bilevel step does before the step of the loop; values for the log."""
+    t, found = training, training.method.bilevel_part
+    if t.bilevel is None or found is None:
+        return {}
+    name, method = found
+    assert isinstance(t.student, Network)
+    values = bilevel_iteration(
+        t.student,
+        method,
+        method.bilevel,
+        t.bilevel,
+        seen.batch.lr,
+        seen.batch.hr,
+        {tap: feature.float() for tap, feature in seen.teachers[0][0].taps.items()},
+        iteration=t.done,
+        learning_rate=rate,
+        bf16=t.precision == "bf16",
+    )
+    return {f"{name}.{key}": value.detach() for key, value in values.items()}
 
 
 def to_image(batch: Tensor, training: Training) -> Tensor:
@@ -58,10 +113,10 @@ def to_image(batch: Tensor, training: Training) -> Tensor:
     return image.div_(255) if batch.dtype == torch.uint8 else image
 
 
-def loss_terms(
+def look(
     training: Training, lr: Tensor, hr: Tensor, part: int = 0, taught: tuple[Tensor, ...] = ()
-) -> dict[str, Tensor]:
-    """Passes of all networks and the method's terms (float32), with graph."""
+) -> Seen:
+    """Views and teacher passes of a micro-batch."""
     t, method = training, training.method
     batch = Batch(
         lr=lr,
@@ -72,23 +127,42 @@ def loss_terms(
         seed=t.recipe.seed,
     )
     with torch.no_grad():
-        wanted = method.views(batch)
+        views = method.views(batch)
+    needed = method.needs_teacher_pass or t.bilevel is not None
     with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
-        teachers = _teacher_passes(t, lr, wanted, taught) if method.needs_teacher_pass else []
-        seen = method.student_input(batch, tuple(own[0] for own in teachers))
+        teachers = _teacher_passes(t, lr, views, taught) if needed else []
+    return Seen(batch, views, teachers)
+
+
+def student_terms(training: Training, seen: Seen) -> dict[str, Tensor]:
+    """The student's passes and the method's terms (float32), with graph."""
+    t, method = training, training.method
+    with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
+        first = method.student_input(seen.batch, tuple(own[0] for own in seen.teachers))
         students = passes(
-            t.student, [seen, *(view.student for view in wanted.values())], method.student_taps
+            t.student, [first, *(v.student for v in seen.views.values())], method.student_taps
         )
         step = Step(
-            batch=batch,
+            batch=seen.batch,
             student=students[0],
-            teachers=tuple(own[0] for own in teachers),
+            teachers=tuple(own[0] for own in seen.teachers),
             views={
-                name: View(students[i + 1], tuple(own[i + 1] for own in teachers))
-                for i, name in enumerate(wanted)
+                name: View(students[i + 1], tuple(own[i + 1] for own in seen.teachers))
+                for i, name in enumerate(seen.views)
             },
         )
-        return method.loss(step)
+        terms = method.loss(step)
+    # The first stage of stage-wise training: the distance of features alone. A bilevel method has had it.
+    if t.recipe.train.distil_iterations and t.bilevel is None:
+        return {name: value for name, value in terms.items() if name not in RESERVED_WEIGHTS}
+    return terms
+
+
+def loss_terms(
+    training: Training, lr: Tensor, hr: Tensor, part: int = 0, taught: tuple[Tensor, ...] = ()
+) -> dict[str, Tensor]:
+    """Passes of all networks and the method's terms (float32), with graph."""
+    return student_terms(training, look(training, lr, hr, part, taught))
 
 
 @torch.no_grad()
@@ -130,7 +204,11 @@ class TermBuffer:
         self.names: tuple[str, ...] = ()
         self.values: list[Tensor] = []
 
-    def add(self, terms: dict[str, Tensor]) -> None:
+    def add(self, terms: dict[str, Tensor], step: int) -> None:
+        """`step` is the 1-based one of these terms; other names than before begin a new stage."""
+        if self.names and self.names != tuple(terms):
+            self.check(step - 1)
+            self.values.clear()
         self.names = tuple(terms)
         self.values.append(torch.stack(list(terms.values())))
 

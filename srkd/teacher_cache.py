@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from srkd.aggregate import Aggregate
 from srkd.data.cache import (
     build_once,
     cannot_write,
@@ -129,7 +130,7 @@ def open_teacher_cache(
 
     progress   called with (images done, images in all) while computing
     say        called with one line on cost and place before anything is computed, or on what is there
-    stacked    for an `Aggregate`: the outputs of its teachers, in its order, instead of running them
+    stacked    for an `Aggregate` that is not there: the outputs of its teachers, in its order
 
     The teacher runs on `device` in float32, on whole images where memory allows, else in tiles.
     """
@@ -138,7 +139,8 @@ def open_teacher_cache(
             f"teacher {model.name} is x{model.scale}, the training images are x{data.scale}; "
             f"choose a x{data.scale} teacher."
         )
-    plan = plan_teacher_cache(teacher_hash, data, cache, stacked=bool(stacked))
+    aggregated = isinstance(model.network, Aggregate)
+    plan = plan_teacher_cache(teacher_hash, data, cache, stacked=aggregated)
     open_folder = partial(_open, data)
     ready = open_if_whole(plan.folder, open_folder, partial(say_damaged, TEACHER_CACHE))
     if ready is not None:

@@ -6,6 +6,7 @@ steps. What a step is, and why a resumed run is exact, stands in `srkd.training`
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from srkd.data.sampling import Prefetcher
-from srkd.errors import CheckFailedError
+from srkd.errors import CheckFailedError, SrkdError
 from srkd.evaluate import score
+from srkd.files import write_text
 from srkd.first_stage import FOLDER as FIRST_STAGE
 from srkd.first_stage import first_stage_of, trains_first_stage
 from srkd.inputs import Inputs, open_inputs
@@ -27,7 +29,7 @@ from srkd.report import below_best, markdown_table, samples, write_first_report,
 from srkd.resuming import check_same_recipe, restore, state_of
 from srkd.runs import Run
 from srkd.step import NotFiniteError, TermBuffer, train_step
-from srkd.taught import with_cached_teachers
+from srkd.taught import StoppedError, with_cached_teachers
 from srkd.training import Training, describe, learning_rate_at, memory_advice, prepare
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def distill(
 ) -> Result:
     """Train a recipe into the run folder `out`, and its baseline beside it when asked for."""
     Run.check(Path(out), overwrite=overwrite)  # before anything takes long
+    _check_not_read(recipe, Path(out))
     training, inputs = _open(recipe, device, quiet)
     run = Run.create(Path(out), training.recipe, overwrite=overwrite)
     return _finish(run, training, inputs, device, quiet)
@@ -81,6 +84,18 @@ def resume(folder: str | Path, *, device: str = "auto", quiet: bool = False) -> 
         run.close()
         raise
     return _finish(run, training, inputs, device, quiet)
+
+
+def _check_not_read(recipe: Recipe, out: Path) -> None:
+    """Refuse a folder that holds what the run itself reads: making the run would delete it."""
+    reused = recipe.stage1.run if recipe.stage1 is not None else ""
+    folder = out.resolve()
+    for spec in (*recipe.teacher.models, recipe.student.weights, reused):
+        used = Path(os.path.expandvars(spec)).resolve()
+        if spec and (used == folder or folder in used.parents):
+            raise SrkdError(
+                f"this run reads {spec}, which lies in --out {out} and would be replaced; choose another --out."
+            )
 
 
 def _open(recipe: Recipe, device: str, quiet: bool) -> tuple[Training, Inputs]:
@@ -113,11 +128,12 @@ def _finish(run: Run, training: Training, inputs: Inputs, device: str, quiet: bo
     try:
         with Interrupt(quiet) as interrupt:
             if trains_first_stage(training.recipe):
-                if not _train_first_stage(run, training.recipe, inputs, device, interrupt, quiet):
+                recipe = training.recipe
+                del training  # its teachers, which the first stage loads too
+                if not _train_first_stage(run, recipe, inputs, device, interrupt, quiet):
                     return Result(run.folder, {}, interrupted=True)
-                training = prepare(training.recipe, device, run.folder / FIRST_STAGE)
-            taught = with_cached_teachers(training, inputs, quiet=quiet)
-            scores, done = _train(run, training, taught, interrupt, quiet)
+                training = prepare(recipe, device, run.folder / FIRST_STAGE)
+            scores, done = _train(run, training, inputs, interrupt, quiet)
             baseline = None
             if run.recipe.with_baseline and done and not interrupt.asked:
                 baseline = run.folder / "baseline"
@@ -126,7 +142,7 @@ def _finish(run: Run, training: Training, inputs: Inputs, device: str, quiet: bo
         if not done or (run.recipe.with_baseline and baseline is None):
             return Result(run.folder, scores, interrupted=True)
         if training.recipe.stages == "first":
-            rows = write_first_report(run, inputs.sets)
+            rows = write_first_report(run, inputs.sets, training.device)
         else:
             rows = write_report(run, training.teachers, inputs.sets, scores, baseline)
         return Result(run.folder, scores, rows)
@@ -143,6 +159,8 @@ def _train_first_stage(
     exists = (folder / "recipe.toml").is_file()
     if exists:
         check_same_recipe(load_recipe(folder / "recipe.toml"), first, run.folder)
+        # Paths may have changed, and the folder is a MODEL that finds its teachers by them.
+        write_text(folder / "recipe.toml", first.to_toml())
     if (folder / "report.md").is_file():
         line.say(f"first stage: {folder} is complete")
         return True
@@ -150,10 +168,9 @@ def _train_first_stage(
     own = Run.open(folder) if exists else Run.create(folder, first)
     try:
         training = prepare(first, device)
-        taught = with_cached_teachers(training, inputs.crops_for(training.recipe), quiet=quiet)
-        done = _train(own, training, taught, interrupt, quiet)[1]
+        done = _train(own, training, inputs.crops_for(training.recipe), interrupt, quiet)[1]
         if done:
-            rows = write_first_report(own, inputs.sets)
+            rows = write_first_report(own, inputs.sets, training.device)
             line.say(markdown_table(rows) + below_best(rows))
     finally:
         own.close()
@@ -181,7 +198,11 @@ def _train(
         torch.manual_seed(training.recipe.seed)
         if (state := run.load_state()) is not None:
             restore(training, inputs, state, run.folder)
-        return _steps(run, training, inputs, interrupt, quiet)
+        try:
+            taught = with_cached_teachers(training, inputs, lambda: interrupt.asked, quiet=quiet)
+        except StoppedError:
+            return {}, False
+        return _steps(run, training, taught, interrupt, quiet)
 
 
 def _steps(
@@ -204,7 +225,8 @@ def _steps(
         ):
             clock = Clock(t, batches)
             for _, crops in batches:
-                buffer.add(train_step(t, *crops))
+                terms = train_step(t, *crops)
+                buffer.add(terms, t.done)
                 # Read once: a signal that comes later in this round is for the next one.
                 stop = interrupt.asked
                 last = t.done == train.iterations or stop
@@ -327,7 +349,9 @@ class Interrupt:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
-        StatusLine(quiet=self.quiet).say("\nstopping after this step; Ctrl-C again stops at once")
+        StatusLine(quiet=self.quiet).say(
+            "\nstopping after this step or image; Ctrl-C again stops at once"
+        )
 
 
 class Clock:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from srkd.aggregate import Aggregate
+from srkd.bilevel import BilevelState
 from srkd.devices import pick_device, pick_precision
 from srkd.errors import MissingError, SrkdError
 from srkd.first_stage import (
@@ -21,8 +22,9 @@ from srkd.first_stage import (
     aggregation_network,
     first_stage_folder,
     untrained_teacher,
+    with_network_of,
 )
-from srkd.methods import check_teachers, file_options, make, make_first_stage
+from srkd.methods import METHODS, check_teachers, file_options, make, make_first_stage
 from srkd.models import load_model, save_aggregate, save_model, weights_hash
 from srkd.networks import build
 from srkd.networks.base import Network
@@ -57,6 +59,7 @@ class Training:
     method: Method
     notes: tuple[str, ...]
     optimizer: torch.optim.Adam
+    bilevel: BilevelState | None = None  # the other optimisers of a method with a bilevel step
     done: int = 0
     best_psnr: float = -math.inf
     best_step: int = 0
@@ -68,10 +71,15 @@ class Training:
         return self.average if self.average is not None else self.student
 
     @property
+    def task_alone(self) -> bool:
+        """Whether the next step is one of the second stage of stage-wise training."""
+        return 0 < self.recipe.train.distil_iterations <= self.done
+
+    @property
     def upscaler(self) -> Network | Aggregate:
         """What makes SR of LR: the result, after a first stage with its teachers before it."""
         result = self.result
-        return result if isinstance(result, Network) else Aggregate(self.teachers, result)
+        return result if isinstance(result, Network) else Aggregate(self.teachers, result).eval()
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Write the result with its description."""
@@ -83,15 +91,17 @@ class Training:
 
 
 def learning_rate_at(train: TrainConfig, step: int) -> float:
-    """Learning rate of the 0-based `step`."""
-    rate = train.learning_rate
+    """Learning rate of the 0-based `step`; each stage of stage-wise training has the whole schedule."""
+    rate, iterations = train.learning_rate, train.iterations
+    if distil := train.distil_iterations:
+        step, iterations = (step, distil) if step < distil else (step - distil, iterations - distil)
     if train.warmup and step < train.warmup:
         return rate * (step + 1) / train.warmup
     if train.schedule == "step":
         passed = sum(step >= m for m in train.milestones)
         return rate * train.gamma ** (passed if train.milestones else step // train.milestone_every)
     if train.schedule == "cosine":
-        progress = (step - train.warmup) / max(1, train.iterations - train.warmup)
+        progress = (step - train.warmup) / max(1, iterations - train.warmup)
         low = train.final_learning_rate
         return low + (rate - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return rate
@@ -138,6 +148,8 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
     # Hashed now: what is on the disk later need not be what was loaded. Before its first stage an
     # aggregated teacher has no file.
     hashes = [weights_hash(teacher) for teacher in teachers if teacher.source != Path()]
+    if hashes and recipe.stages == "all" and recipe.stage1 is not None:
+        recipe = with_network_of(recipe, teachers[0].network)
     # Fresh weights depend on the seed alone, not on what was random before.
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
@@ -150,10 +162,11 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
         if isinstance(student, Network) and not recipe.student.weights:
             method.start(student)
     check_batch(recipe)
-    own = [("student", student.facts)] if isinstance(student, Network) else []
-    check_patch(recipe, [*own, *((t.name, t.facts) for t in teachers)])
+    what = "student" if isinstance(student, Network) else "aggregation network"
+    check_patch(recipe, [(what, student.facts), *((t.name, t.facts) for t in teachers)])
     notes = method.check(setting_of(recipe, target))
     check_cache(recipe, method)
+    check_stages(recipe)
 
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     for network in (student, method, *(t.network for t in teachers)):
@@ -163,7 +176,10 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
     if recipe.train.ema:
         average = copy.deepcopy(student).requires_grad_(False).eval()
 
-    extra = [p for p in method.parameters() if p.requires_grad]
+    bilevel = bilevel_state(recipe, student, method)
+    found = method.bilevel_part
+    own = {id(p) for p in found[1].parameters()} if found else set()
+    extra = [p for p in method.parameters() if p.requires_grad and id(p) not in own]
     parameters = [*student.parameters(), *extra]
     optimizer = torch.optim.Adam(
         parameters, lr=recipe.train.learning_rate, betas=recipe.train.betas, fused=True
@@ -171,8 +187,47 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
     if recipe.train.compile:
         compile_passes(student, target)
     return Training(
-        recipe, target, precision, student, average, teachers, hashes, method, notes, optimizer
+        recipe=recipe,
+        device=target,
+        precision=precision,
+        student=student,
+        average=average,
+        teachers=teachers,
+        teacher_hashes=hashes,
+        method=method,
+        notes=notes,
+        optimizer=optimizer,
+        bilevel=bilevel,
     )
+
+
+def bilevel_state(
+    recipe: Recipe, student: Network | DctSwin, method: Method
+) -> BilevelState | None:
+    """The optimisers of the method's bilevel step, None for methods without one."""
+    found = method.bilevel_part
+    if found is None:
+        return None
+    name, part = found
+    if recipe.train.accumulate > 1:
+        raise SrkdError(
+            f"train.accumulate = {recipe.train.accumulate}, but '{name}' updates several times on a batch, which "
+            "cannot be split; set train.accumulate=1 and lower train.batch if memory is short."
+        )
+    assert isinstance(student, Network)
+    train = recipe.train
+    return BilevelState.of(student, part, part.bilevel, train.learning_rate, train.betas)
+
+
+def check_stages(recipe: Recipe) -> None:
+    """Refuse stage-wise training where the first stage would have nothing to learn from."""
+    without = [p for p in recipe.method.parts if not METHODS[p].needs_groups]
+    if recipe.train.distil_iterations and without:
+        fitting = ", ".join(name for name, entry in METHODS.items() if entry.needs_groups)
+        raise SrkdError(
+            f"train.distil_iterations trains on the distance of features first, and '{without[0]}' has none; "
+            f"leave it out, or choose among {fitting}."
+        )
 
 
 def check_cache(recipe: Recipe, method: Method) -> None:
@@ -181,7 +236,8 @@ def check_cache(recipe: Recipe, method: Method) -> None:
         return
     if not method.needs_teacher_pass:
         raise SrkdError(
-            f"teacher.cache is set, but '{recipe.method.name}' as configured reads no teacher; leave it out."
+            f"teacher.cache is set, but '{recipe.method.name}' as configured reads no teacher; leave it out, or "
+            "set teacher.cache=false over a recipe that has it."
         )
     if method.teacher_taps:
         raise SrkdError(
@@ -234,11 +290,12 @@ def absolute(recipe: Recipe) -> Recipe:
 
 def check_patch(recipe: Recipe, networks: list[tuple[str, Facts]]) -> None:
     """Refuse crops that are too small for a network's windows."""
+    key = "stage1.patch" if recipe.stages == "first" else "data.patch"
     for name, facts in networks:
         if recipe.data.patch < facts.minimum_px:
             raise SrkdError(
-                f"data.patch = {recipe.data.patch}, but {name} needs at least {facts.minimum_px} LR pixels; "
-                "raise data.patch."
+                f"{key} = {recipe.data.patch}, but {name} needs at least {facts.minimum_px} LR pixels; "
+                f"raise {key}."
             )
 
 

@@ -200,7 +200,11 @@ def test_round_trip_gives_the_same_images(folder):
     model = load_model(folder, 2)
     network = model.network
     assert isinstance(network, Aggregate) and not network.training and not model.is_ours
-    assert model.facts == network.facts and model.name == "stage1" and model.source == folder
+    assert (
+        model.facts == network.facts
+        and model.name == f"{folder.parent.name}/stage1"
+        and model.source == folder
+    )
     assert network.names == ("edsr", "rcan", "swinir")
     lr = torch.rand(1, 3, 9, 8)
     with torch.no_grad():
@@ -259,7 +263,7 @@ def test_another_scale_or_number_of_teachers_is_refused(folder):
     save_model(folder.parent / "rcan", student_of("rcan", scale=3), {})
     with pytest.raises(SrkdError, match=r"teacher 2 of 3 .*is a x3 network, but x2 was asked for"):
         load_model(folder)
-    with pytest.raises(SrkdError, match=r"got 1 teachers .*aggregates 3 .edsr, rcan, swinir."):
+    with pytest.raises(SrkdError, match=r"got 1 teacher .*aggregates 3 .edsr, rcan, swinir."):
         load_aggregate(folder, [str(folder.parent / "edsr")])
     with pytest.raises(SrkdError, match=r"got 0 teachers .none."):
         load_aggregate(folder, [])

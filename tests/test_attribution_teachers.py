@@ -254,8 +254,8 @@ def test_the_command_writes_a_map_for_each_teacher(
     ask = [*models, str(place / "large.png"), "--hr", "--window", "4,2,8", "--steps", "2"]
     assert main([*ask, "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    out = tmp_path / "attribution" / "large_stage1_one_4_2_8"
-    names = ("stage1_one", "stage1_two", "one")
+    out = tmp_path / "attribution" / f"large_{place.name}_stage1_one_4_2_8"
+    names = (f"{place.name}_stage1_one", f"{place.name}_stage1_two", "one")
     pictures = {f"{name}_{what}.png" for name in names for what in ("map", "overlay")}
     assert {p.name for p in out.iterdir()} == pictures | {"attribution.json", "side_by_side.png"}
     for name in names:
@@ -263,7 +263,10 @@ def test_the_command_writes_a_map_for_each_teacher(
             assert picture.size == (26, 22)
     described = json.loads((out / "attribution.json").read_text())
     first, second, plain = described["models"]
-    assert [m["model"] for m in (first, second, plain)] == ["stage1: one", "stage1: two", "one"]
+    assert [m["model"] for m in (first, second, plain)] == [
+        *(f"{place.name}/stage1: one", f"{place.name}/stage1: two"),
+        "one",
+    ]
     assert [first["teacher"], second["teacher"]] == ["one", "two"]
     assert "share" not in plain and "teacher" not in plain
     assert first["share"] + second["share"] == pytest.approx(1)

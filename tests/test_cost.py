@@ -60,6 +60,12 @@ def test_multiply_adds_of_swinir(name, printed, products, norm):
         ("rcan_c", 142.19),
         ("edsr", 13179.19),
         ("edsr_tiny", 19.58),
+        pytest.param("rdn", 5961.20, marks=pytest.mark.slow),
+        ("rdn_tiny", 41.18),
+        pytest.param("san", 4268.24, marks=pytest.mark.slow),
+        ("san_tiny", 21.48),
+        pytest.param("han", 4309.49, marks=pytest.mark.slow),
+        ("han_tiny", 41.03),
     ],
 )
 def test_multiply_adds_equal_mkd(name, printed):
@@ -74,6 +80,25 @@ def test_mkd_rule_by_hand():
     conv = 64 * 9 * (3 * 16 + 4 * 256 + 16 * 64) + 256 * 9 * 48 + 32
     bias = 64 * (16 + 4 * 16 + 64) + 256 * 3 + 17
     assert dict(result.by_operator) == {"conv": conv, "bias": bias, "adaptive_avg_pool2d": 64 * 16}
+
+
+def test_fused_attention_is_counted_as_its_two_products():
+    sizes = {"channels": 8, "blocks": 1, "group_count": 1, "reduction": 4}
+    result = cost(build_family("san", {"scale": 2, **sizes}), (6, 8))
+    counted = dict(result.by_operator)
+    # Two layers, four quadrants of 3 x 4 pixels, one channel: similarities and the means.
+    assert counted["attention"] == 2 * 4 * 12 * 12 * (1 + 1)
+    # One group: its covariance 8 x 8 over all pixels, and five steps of three products of 8 x 8, but for
+    # the last Z, which nothing reads.
+    assert counted["matmul"] == 8 * 8 * 48 + (5 * 3 - 1) * 8**3
+    assert "aten::scaled_dot_product_attention" not in result.uncounted
+
+
+def test_memory_of_fused_attention_holds_no_matrix_of_pixels():
+    sizes = {"channels": 8, "blocks": 1, "group_count": 1, "reduction": 4}
+    result = cost(build_family("san", {"scale": 2, **sizes}), (128, 128), "mkd")
+    # The pixels of one quadrant times themselves alone would be 64 MiB; all of 8 channels are 0.5 MiB.
+    assert result.activation_mib is not None and 2 < result.activation_mib < 10
 
 
 def test_mkd_rule_counts_no_bias_that_is_not_there():

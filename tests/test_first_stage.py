@@ -21,11 +21,13 @@ from srkd.aggregate import Aggregate
 from srkd.dryrun import dry_run
 from srkd.errors import SrkdError
 from srkd.finished import find_runs
+from srkd.first_stage import first_stage_of
 from srkd.inputs import open_inputs
 from srkd.models import load_model, save_model
 from srkd.recipe import load_recipe
 from srkd.runs import Run
 from srkd.step import loss_terms, to_image
+from srkd.taught import StoppedError, with_cached_teachers
 from srkd.train import distill, resume
 from srkd.training import prepare
 
@@ -201,6 +203,14 @@ def test_composed_with_dukd_its_views_are_seen_by_the_aggregated_teacher(
     assert isinstance(teacher.network, Aggregate)
 
 
+@pytest.mark.parametrize("method", ["mtkd+dukd", "dukd+mtkd"])
+def test_dukd_leaves_out_zooms_that_an_aggregated_teacher_cannot_see(
+    method: str, photos: Path, teachers: list[Path]
+) -> None:
+    training = prepare(mtkd(photos, teachers, f"method.name={method}"), "cpu")
+    assert any("no zoom-out" in note for note in training.notes)
+
+
 # -- the teacher cache ---------------------------------------------------------------------------
 
 
@@ -233,6 +243,34 @@ def test_cached_run_resumes_exactly(photos: Path, teachers: list[Path], tmp_path
     assert same_result(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_cached_target_does_not_depend_on_what_was_cached_before(
+    run: Path, photos: Path, teachers: list[Path], tmp_path: Path
+) -> None:
+    """Cached alone, and after its teachers were cached by another run."""
+    own = [f"stage1.run={run}", "teacher.cache=true", "validate.sets=[]", "train.iterations=2"]
+    for name in ("before", "after"):
+        recipe = mtkd(photos, teachers, *own, f"data.cache={tmp_path / name}")
+        if name == "after":
+            first = ["stages=first", "teacher.cache=true", "validate.sets=[]"]
+            other = mtkd(photos, teachers, *first, f"data.cache={tmp_path / name}")
+            distill(other, tmp_path / "other", quiet=True)
+        distill(recipe, tmp_path / f"run_{name}", quiet=True)
+    before, after = tensors_of(tmp_path / "run_before"), tensors_of(tmp_path / "run_after")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_stop_while_caching_is_heeded_and_leaves_nothing_half(
+    photos: Path, teachers: list[Path], tmp_path: Path
+) -> None:
+    recipe = mtkd(photos, teachers, "teacher.cache=true", f"data.cache={tmp_path / 'cache'}")
+    training, inputs = prepare(recipe, "cpu"), open_inputs(recipe)
+    first = prepare(first_stage_of(recipe), "cpu")
+    with pytest.raises(StoppedError):
+        with_cached_teachers(first, inputs, lambda: True, quiet=True)
+    assert not list((tmp_path / "cache/teachers").glob("*/"))
+    assert training.teachers  # the second stage's, untouched
+
+
 @pytest.mark.parametrize("method", ["logits", "dukd"])
 def test_cache_serves_the_crops_of_other_methods(
     method: str, photos: Path, teachers: list[Path], tmp_path: Path
@@ -254,6 +292,56 @@ def test_cache_serves_the_crops_of_other_methods(
     assert cached["logits"] != online["logits"]  # the borders of the crops
 
 
+# -- moved, replaced, reused ---------------------------------------------------------------------
+
+
+def test_teachers_that_moved_are_found_by_the_edited_recipe(
+    run: Path, photos: Path, teachers: list[Path], tmp_path: Path
+) -> None:
+    """Also by the first stage inside, which is a MODEL of its own."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for teacher in teachers:
+        shutil.copytree(teacher, old / teacher.name)
+    here = [old / t.name for t in teachers]
+    shutil.copytree(run, tmp_path / "run")
+    for recipe in (tmp_path / "run/recipe.toml", tmp_path / "run/stage1/recipe.toml"):
+        text = recipe.read_text()
+        for teacher, at in zip(teachers, here, strict=True):
+            text = text.replace(str(teacher), str(at))
+        recipe.write_text(text)
+    (tmp_path / "run/stage1/report.md").unlink()
+    old.rename(new)
+    recipe = tmp_path / "run/recipe.toml"
+    recipe.write_text(recipe.read_text().replace(str(old), str(new)))
+    resume(tmp_path / "run", quiet=True)
+    assert load_model(tmp_path / "run/stage1").scale == 2
+
+
+def test_overwrite_never_deletes_what_the_run_reads(
+    run: Path, photos: Path, teachers: list[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    out = tmp_path / "run"
+    recipes = [
+        mtkd(photos, teachers, f"stage1.run={out}"),
+        mtkd(photos, teachers, f"student.weights={out}"),
+        recipe_for(photos, "method.name=logits", f"teacher.models=['{out / 'stage1'}']"),
+    ]
+    for recipe in recipes:
+        with pytest.raises(SrkdError, match="choose another --out"):
+            distill(recipe, out, overwrite=True, quiet=True)
+    assert load_model(out / "stage1").scale == 2
+
+
+def test_a_reused_network_is_what_the_recipe_says(
+    run: Path, photos: Path, teachers: list[Path]
+) -> None:
+    plain = ["method.channels=24", "method.heads=6", "method.blocks=4", "method.window=8"]
+    training = prepare(mtkd(photos, teachers, f"stage1.run={run}", *plain), "cpu")
+    config = training.recipe.method.configs["mtkd"]
+    assert (config.channels, config.heads, config.blocks, config.window) == (6, 2, 1, 4)
+
+
 # -- refusals ------------------------------------------------------------------------------------
 
 
@@ -262,7 +350,7 @@ def test_other_teachers_or_another_order_are_refused(
 ) -> None:
     with pytest.raises(SrkdError, match="order"):
         prepare(mtkd(photos, teachers[::-1], f"stage1.run={run}"))
-    with pytest.raises(SrkdError, match=r"got 1 teachers .* aggregates 2"):
+    with pytest.raises(SrkdError, match=r"got 1 teacher .* aggregates 2"):
         prepare(mtkd(photos, teachers[:1], f"stage1.run={run}"))
 
 
@@ -282,6 +370,23 @@ def test_a_run_without_a_finished_first_stage_is_refused(
     (tmp_path / "stage1").mkdir()
     with pytest.raises(SrkdError, match="first stage is not finished"):
         prepare(mtkd(photos, teachers, f"stage1.run={tmp_path}"))
+
+
+def test_a_run_that_has_no_first_stage_of_its_own_is_refused(
+    run: Path, photos: Path, teachers: list[Path], tmp_path: Path
+) -> None:
+    distill(
+        mtkd(photos, teachers, f"stage1.run={run}", "train.iterations=1"),
+        tmp_path / "b",
+        quiet=True,
+    )
+    with pytest.raises(SrkdError, match=f"used the first stage of {run}"):
+        prepare(mtkd(photos, teachers, f"stage1.run={tmp_path / 'b'}"))
+    distill(recipe_for(photos, "train.iterations=1"), tmp_path / "c", quiet=True)
+    with pytest.raises(SrkdError, match="'scratch' has no first stage"):
+        prepare(mtkd(photos, teachers, f"stage1.run={tmp_path / 'c'}"))
+    with pytest.raises(SrkdError, match="is x2, but x4 was asked for"):
+        prepare(mtkd(photos, [], f"stage1.run={run}", "student.scale=4"))
 
 
 def test_what_the_second_stage_would_refuse_is_refused_before_the_first(
@@ -312,6 +417,7 @@ def test_an_edited_first_stage_is_refused_on_resume(
         (["method.name=mtkd", "stages=first", "stage1.run=x"], "drop one"),
         (["method.name=mtkd", "stage1.epochs=3"], "unknown key 'stage1.epochs'"),
         (["method.name=mtkd", "stage1.batch=0"], "stage1.batch = 0"),
+        (["train.distil_iterations=250000"], "leave some for the second"),
         (["method.name=mtkd", "train.milestones=[5, 3]"], "increasing"),
     ],
 )

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TINY: dict[str, dict[str, Any]] = {
     "edsr": {"channels": 4, "blocks": 4},
     "rcan": {"channels": 4, "blocks": 1, "group_count": 4, "reduction": 1},
+    "rdn": {"channels": 4, "blocks": 4, "layers": 2, "growth": 3},
+    "san": {"channels": 8, "blocks": 1, "group_count": 4, "reduction": 2},
+    "han": {"channels": 4, "blocks": 1, "group_count": 4, "reduction": 1},
     "swinir": {"channels": 4, "depths": (1,) * 4, "heads": 2, "window": 4, "drop_path": 0.0},
 }
 

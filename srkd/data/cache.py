@@ -271,7 +271,7 @@ def build_once(
             _remove_leftovers(folder.parent, ours=folder.name)
             if folder.exists():
                 shutil.rmtree(folder)
-            _check_space(folder.parent, contents, needed)
+            check_space(folder.parent, contents, needed)
             temporary.mkdir()
             write(temporary)
             for path in temporary.iterdir():
@@ -322,7 +322,7 @@ def _remove_leftovers(cache: Path, ours: str) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_space(folder: Path, contents: str, needed: int) -> None:
+def check_space(folder: Path, contents: str, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.02 + 2**20:
         raise SrkdError(

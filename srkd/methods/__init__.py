@@ -60,6 +60,13 @@ METHODS: dict[str, MethodEntry] = {
     "rkd": MethodEntry(
         "srkd.methods.rkd:Rkd", "Park et al., CVPR 2019, arXiv 1904.05068", needs_groups=True
     ),
+    "vid": MethodEntry(
+        "srkd.methods.vid:Vid", "Ahn et al., CVPR 2019, arXiv 1904.05835", needs_groups=True
+    ),
+    "ickd": MethodEntry(
+        "srkd.methods.ickd:Ickd", "Liu et al., ICCV 2021, arXiv 2202.03680", needs_groups=True
+    ),
+    "mkd": MethodEntry("srkd.methods.mkd:Mkd", "Zhu et al., arXiv 2207.08356", needs_groups=True),
     "fakd": MethodEntry("srkd.methods.fakd:Fakd", "He et al., ICIP 2020", needs_groups=True),
     "crosskd": MethodEntry(
         "srkd.methods.crosskd:CrossKd",
@@ -263,8 +270,8 @@ def check_teachers(plan: MethodPlan, ours: list[bool]) -> None:
         if entry.needs_groups and not all(ours):
             work = [name for name, other in METHODS.items() if not other.needs_groups]
             raise SrkdError(
-                f"method '{part}' reads features inside the teacher, and a foreign network has outputs "
-                f"only; with this teacher these methods work: {', '.join(work)}."
+                f"method '{part}' reads features inside the teacher, and a foreign network or an aggregated "
+                f"teacher has outputs only; with this teacher these methods work: {', '.join(work)}."
             )
 
 

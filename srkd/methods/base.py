@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from srkd.bilevel import BilevelPlan
     from srkd.types import Batch, Pass, Setting, Step, ViewInput
 
 
@@ -56,6 +57,16 @@ class Method(nn.Module):
     def needs_teacher_pass(self) -> bool:
         """False when the step's teacher passes would not be read (a weight of 0, say)."""
         return True
+
+    @property
+    def bilevel(self) -> BilevelPlan | None:
+        """How the method's own bilevel step runs before the step of the loop; None: it has none."""
+        return None
+
+    @property
+    def bilevel_part(self) -> tuple[str, Any] | None:
+        """Name and method of the part that has a bilevel step."""
+        return None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -144,6 +155,10 @@ class Composed(Method):
     @property
     def files(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(f for _, p in self._methods() for f in p.files))
+
+    @property
+    def bilevel_part(self) -> tuple[str, Any] | None:
+        return next(((n, p) for n, p in self._methods() if p.bilevel is not None), None)
 
     def check(self, setting: Setting) -> tuple[str, ...]:
         return tuple(f"{n}: {note}" for n, p in self._methods() for note in p.check(setting))

@@ -31,7 +31,7 @@ import torch
 from srkd.data.degradation import crop_to_multiple, downscale
 from srkd.errors import SrkdError
 from srkd.methods.base import Method, choice, l1, network_scale, response_terms
-from srkd.types import ViewInput
+from srkd.types import Facts, ViewInput
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -234,17 +234,15 @@ class Dukd(Method):
 
 
 def has_windows(network: nn.Module) -> bool:
-    """Whether a network of ours works in windows; a foreign one is not known to."""
-    from srkd.networks.base import Network
-
-    return isinstance(network, Network) and network.facts.size_multiple > 1
+    """Whether a network of ours, or an aggregated teacher, works in windows; a foreign one is not known to."""
+    facts = getattr(network, "facts", None)
+    return isinstance(facts, Facts) and facts.size_multiple > 1
 
 
 def smallest_zoom(network: nn.Module) -> int:
     """Side in pixels of the smallest image that, made smaller by the scale, a network of ours takes."""
-    from srkd.networks.base import Network
-
-    return network.scale * network.facts.minimum_px if isinstance(network, Network) else 1
+    facts = getattr(network, "facts", None)
+    return facts.scale * facts.minimum_px if isinstance(facts, Facts) else 1
 
 
 def _is_channels_last(image: Tensor) -> bool:

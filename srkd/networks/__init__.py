@@ -19,6 +19,9 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "edsr": ("srkd.networks.edsr:Edsr", "srkd.networks.edsr:EdsrConfig"),
     "rcan": ("srkd.networks.rcan:Rcan", "srkd.networks.rcan:RcanConfig"),
     "swinir": ("srkd.networks.swinir:SwinIR", "srkd.networks.swinir:SwinIRConfig"),
+    "rdn": ("srkd.networks.rdn:Rdn", "srkd.networks.rdn:RdnConfig"),
+    "san": ("srkd.networks.san:San", "srkd.networks.san:SanConfig"),
+    "han": ("srkd.networks.han:Han", "srkd.networks.han:HanConfig"),
     "bsrn": ("srkd.networks.bsrn:Bsrn", "srkd.networks.bsrn:BsrnConfig"),
     "rlfn": ("srkd.networks.rlfn:Rlfn", "srkd.networks.rlfn:RlfnConfig"),
     "smfanet": ("srkd.networks.smfanet:Smfanet", "srkd.networks.smfanet:SmfanetConfig"),
@@ -53,6 +56,19 @@ def _swinir(about: str, channels: int, depths: int, tail: str) -> ZooEntry:
     return ZooEntry("swinir", about, sizes)
 
 
+def _rdn(about: str, channels: int, blocks: int, layers: int, growth: int) -> ZooEntry:
+    sizes = {"channels": channels, "blocks": blocks, "layers": layers, "growth": growth}
+    return ZooEntry("rdn", about, sizes)
+
+
+def _attended(
+    family: str, about: str, channels: int, blocks: int, group_count: int, reduction: int
+) -> ZooEntry:
+    """SAN and HAN, which have sizes of the same names."""
+    sizes = {"channels": channels, "blocks": blocks}
+    return ZooEntry(family, about, {**sizes, "group_count": group_count, "reduction": reduction})
+
+
 def _rlfn(about: str, channels: int, mid_channels: int, blocks: int) -> ZooEntry:
     sizes = {"channels": channels, "mid_channels": mid_channels, "blocks": blocks}
     return ZooEntry("rlfn", about, sizes)
@@ -78,6 +94,12 @@ ZOO: dict[str, ZooEntry] = {
         "SwinIR-S, 60 channels, 4 RSTBs, one-step tail", 60, 4, "one_step"
     ),
     "swinir_c60": _swinir("SwinIR student of DUKD and MiPKD, classical tail", 60, 4, "classical"),
+    "rdn": _rdn("RDN, configuration B: 16 blocks of 8 layers, growth 64", 64, 16, 8, 64),
+    "rdn_tiny": _rdn("RDN student of MKD, 4 blocks of 4 layers, growth 16", 16, 4, 4, 16),
+    "san": _attended("san", "SAN, 64 channels, 20 groups of 10 blocks", 64, 10, 20, 16),
+    "san_tiny": _attended("san", "SAN student of MKD, 16 channels, 4 groups of 1", 16, 1, 4, 4),
+    "han": _attended("han", "HAN, 64 channels, 10 groups of 20 blocks", 64, 20, 10, 16),
+    "han_tiny": _attended("han", "HAN student of MKD, 16 channels, 4 groups of 4", 16, 4, 4, 4),
     "bsrn": ZooEntry("bsrn", "BSRN, 64 channels, 8 blocks", {"channels": 64, "blocks": 8}),
     "rlfn": _rlfn("RLFN, 52 channels, 6 blocks", 52, 52, 6),
     "rlfn_ntire": _rlfn("RLFN of NTIRE 2022, 46 channels, 4 blocks", 46, 48, 4),

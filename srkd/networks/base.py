@@ -112,6 +112,22 @@ class Network(nn.Module):
         sr = self.crop(self.tail(feature, head), (lr.shape[-2], lr.shape[-1]))
         return Pass(network=self, sr=sr, head=head, taps=kept)
 
+    def features(self, lr: Tensor, taps: Collection[str]) -> dict[str, Tensor]:
+        """As `run(lr, taps).taps`, but what no tap needs is not run: the groups after the last, the tail."""
+        at = {tap: self.position(tap) for tap in taps}
+        known = self._extend([self.head(self.pad(lr))], max(at.values(), default=0))
+        return {tap: known[position] for tap, position in at.items()}
+
+    def _extend(self, features: list[Tensor], position: int) -> list[Tensor]:
+        """`features` are those after 0, 1, .. groups, the head feature first; adds up to `position`.
+
+        Networks whose groups are no chain override it.
+        """
+        features = list(features)
+        for group in self.groups[len(features) - 1 : position]:  # type: ignore[attr-defined]
+            features.append(group(features[-1]))
+        return features
+
     def between(
         self, feature: Tensor, after: str, until: str, head: Tensor | None = None
     ) -> Tensor:

@@ -1,23 +1,22 @@
-"""How other frameworks name the modules of our networks, and the sizes that tensors tell.
+"""How other frameworks name the modules of our networks.
 
 Layouts are data (`LAYOUTS`): paths of a file against paths of ours. To read one more, add its row,
-and for a new family its line in `SIZES`.
+and for a new family its line in `srkd.networks.sizes`.
 
-Checked against: sanghyun-son/EDSR-PyTorch, yulunzhang/RCAN, JingyunLiang/SwinIR @ 6545850f,
-XPixelGroup/BasicSR @ 8d56e3a0, xiaom233/BSRN @ 355aa84f, bytedance/RLFN @ 79700af4,
-Zheng-MJ/SMFANet @ b3ac0712.
+Checked against: sanghyun-son/EDSR-PyTorch, yulunzhang/RCAN, daitao/SAN @ 67df6d9f,
+wwlCape/HAN @ 26ac0152, JingyunLiang/SwinIR @ 6545850f, XPixelGroup/BasicSR @ 8d56e3a0,
+xiaom233/BSRN @ 355aa84f, bytedance/RLFN @ 79700af4, Zheng-MJ/SMFANet @ b3ac0712.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -32,7 +31,9 @@ class Layout:
     number: `{i}`, `{g}`, `{b}`, `{j}`, `{u}` stand for the same number on both sides; `{k}` counts from 1
     in the file and from 0 in ours; `{n}`, on our side, is the number of units before the body convolution;
     `{blocks}`, on the file's side, any number that ours does without.
-    `units` is the path of such a unit, `constants` are keys that hold no weights.
+    `marks` are keys of ours or of the file, also with placeholders, that tell the layout.
+    `units` is the path of such a unit, `constants` are keys that hold no weights, and `unused` are weights
+    that the official network has and never calls; both are dropped. `rgb_range` None: either range occurs.
     """
 
     name: str
@@ -41,8 +42,17 @@ class Layout:
     keys: Mapping[str, str] = field(default_factory=dict)
     units: str = ""
     constants: tuple[str, ...] = ()
-    rgb_range: float = 255.0
+    unused: tuple[str, ...] = ()
+    rgb_range: float | None = 255.0
     mean_shift: bool = True
+
+    def fits(self, state: State) -> bool:
+        """Whether all marks are among the keys."""
+        return all(any(pattern(mark).fullmatch(key) for key in state) for mark in self.marks)
+
+    def drops(self, key: str) -> bool:
+        """Whether the file's key has no place in ours, on purpose."""
+        return any(pattern(t).fullmatch(key) for t in (*self.constants, *self.unused))
 
 
 # Frozen convolutions that subtract and add the mean; constants, not weights.
@@ -108,11 +118,31 @@ for _theirs, _ours in (
 ):
     _BSRN_BLOCKS |= _separable(f"B{{k}}.{_theirs}", f"groups.{{k}}.{_ours}")
 
+_RCAN_OFFICIAL = {
+    **_OFFICIAL_ENDS,
+    "body.{g}.body.{b}.body.0": "groups.{g}.blocks.{b}.conv1",
+    "body.{g}.body.{b}.body.2": "groups.{g}.blocks.{b}.conv2",
+    "body.{g}.body.{b}.body.3.conv_du.0": "groups.{g}.blocks.{b}.attention.squeeze",
+    "body.{g}.body.{b}.body.3.conv_du.2": "groups.{g}.blocks.{b}.attention.excite",
+    "body.{g}.body.{blocks}": "groups.{g}.conv",
+}
+_SAN_UNUSED = (
+    "RG.{g}.gamma",
+    *(f"conv_last.{leaf}" for leaf in ("weight", "bias")),
+    *(f"non_local.soca.conv_du.{{i}}.{leaf}" for leaf in ("weight", "bias")),
+)
+
 # In this order: the first row whose marks are all in the file.
 LAYOUTS: tuple[Layout, ...] = (
     # Before EDSR's, whose marks it has too.
     Layout("srkd", "rlfn", ("head.conv.weight", "groups.0.esa.conv.weight"), mean_shift=False),
     Layout("srkd", "edsr", ("head.conv.weight", "groups.0.conv1.weight")),
+    # Before RCAN's, whose groups it has.
+    Layout("srkd", "han", ("head.conv.weight", "groups.{n}.layer_gamma")),
+    Layout(
+        "srkd", "rdn", ("head.conv.weight", "groups.0.enter.weight"), rgb_range=1, mean_shift=False
+    ),
+    Layout("srkd", "san", ("head.conv.weight", "gamma")),
     Layout("srkd", "rcan", ("head.conv.weight", "groups.0.blocks.0.conv1.weight")),
     Layout(
         "srkd", "swinir", ("head.conv.weight", "groups.0.layers.0.attn.qkv.weight"), rgb_range=1
@@ -132,17 +162,67 @@ LAYOUTS: tuple[Layout, ...] = (
         mean_shift=False,
     ),
     Layout(
+        "RDN of EDSR-PyTorch",
+        "rdn",
+        ("SFENet1.weight", "RDBs.0.LFF.weight"),
+        {
+            "SFENet1": "head.conv",
+            "SFENet2": "groups.0.enter",
+            "RDBs.{i}.convs.{j}.conv.0": "groups.{i}.layers.{j}",
+            "RDBs.{i}.LFF": "groups.{i}.fuse",
+            "GFF.0": "groups.{n}.mix",
+            "GFF.1": "groups.{n}.conv",
+            "UPNet.{u}": "tail.upsample.{u}",
+        },
+        units="RDBs.{i}",
+        rgb_range=None,
+        mean_shift=False,
+    ),
+    # Both before RCAN's and EDSR's, whose marks they may have too.
+    Layout(
+        "SAN official",
+        "san",
+        ("head.0.weight", "non_local.non_local.theta.weight"),
+        {
+            "head.0": "head.conv",
+            "non_local.non_local.theta": "groups.{n}.theta",
+            "non_local.non_local.phi": "groups.{n}.phi",
+            "non_local.non_local.g": "groups.{n}.g",
+            "non_local.non_local.W": "groups.{n}.out",
+            "gamma": "gamma",
+            "RG.{g}.rcab.{b}.conv_first.0": "groups.{g}.blocks.{b}.conv1",
+            "RG.{g}.rcab.{b}.conv_first.2": "groups.{g}.blocks.{b}.conv2",
+            "RG.{g}.soca.conv_du.0": "groups.{g}.attention.squeeze",
+            "RG.{g}.soca.conv_du.2": "groups.{g}.attention.excite",
+            "RG.{g}.conv_last": "groups.{g}.conv",
+            "tail.0.{u}": "tail.upsample.{u}",
+            "tail.1": "tail.last",
+        },
+        units="RG.{g}",
+        constants=MEAN_SHIFT_KEYS,
+        unused=_SAN_UNUSED,
+    ),
+    Layout(
+        "HAN official",
+        "han",
+        ("head.0.weight", "la.gamma"),
+        {
+            **_RCAN_OFFICIAL,
+            "body.{i}": "groups.{i}.conv",
+            "la.gamma": "groups.{n}.layer_gamma",
+            "last_conv": "groups.{n}.layer_conv",
+            "csa.conv": "groups.{n}.channel_conv",
+            "csa.gamma": "groups.{n}.channel_gamma",
+            "last": "groups.{n}.merge",
+        },
+        units="body.{g}.body",
+        constants=MEAN_SHIFT_KEYS,
+    ),
+    Layout(
         "RCAN official",
         "rcan",
         ("head.0.weight", "body.0.body.0.body.3.conv_du.0.weight"),
-        {
-            **_OFFICIAL_ENDS,
-            "body.{g}.body.{b}.body.0": "groups.{g}.blocks.{b}.conv1",
-            "body.{g}.body.{b}.body.2": "groups.{g}.blocks.{b}.conv2",
-            "body.{g}.body.{b}.body.3.conv_du.0": "groups.{g}.blocks.{b}.attention.squeeze",
-            "body.{g}.body.{b}.body.3.conv_du.2": "groups.{g}.blocks.{b}.attention.excite",
-            "body.{g}.body.{blocks}": "groups.{g}.conv",
-        },
+        _RCAN_OFFICIAL,
         constants=MEAN_SHIFT_KEYS,
     ),
     Layout(
@@ -271,17 +351,9 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
 )
 
-# Networks that this version does not have, by prefixes that all occur among their keys. Tested before
-# LAYOUTS, because the bodies look like those of EDSR and RCAN.
-WITHOUT_NETWORK = {
-    "SAN": ("head.0.", "non_local."),
-    "HAN": ("head.0.", "la.gamma"),
-    "RDN": ("SFENet1.", "RDBs."),
-}
-
 
 @cache
-def _pattern(template: str) -> re.Pattern[str]:
+def pattern(template: str) -> re.Pattern[str]:
     """`body.{i}.conv1` as a regular expression with a named group per placeholder."""
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(template)))
 
@@ -292,21 +364,22 @@ def _numbers(match: re.Match[str]) -> dict[str, int]:
 
 
 def translate(layout: Layout, state: State) -> tuple[State, list[str]]:
-    """Tensors under keys of ours, and the keys that the layout does not know. Constants are dropped."""
+    """Tensors under keys of ours, and the keys that the layout does not know. Constants and unused
+    weights are dropped."""
     if not layout.keys:
         return state, []
-    unit = _pattern(layout.units)
+    unit = pattern(layout.units)
     units = [max(_numbers(m).values()) for m in map(unit.match, state) if m and layout.units]
     ours: State = {}
     leftovers: list[str] = []
     for key, value in state.items():
-        if any(_pattern(constant).fullmatch(key) for constant in layout.constants):
+        if layout.drops(key):
             continue
         module, _, leaf = key.rpartition(".")
         found = [
             (m, mine if m.string == key else f"{mine}.{leaf}")
             for t, mine in layout.keys.items()
-            if (m := _pattern(t).fullmatch(module) or _pattern(t).fullmatch(key))
+            if (m := pattern(t).fullmatch(module) or pattern(t).fullmatch(key))
         ]
         targets = [mine.format(n=max(units, default=-1) + 1, **_numbers(m)) for m, mine in found]
         target = targets[0] if targets else None
@@ -315,123 +388,3 @@ def translate(layout: Layout, state: State) -> tuple[State, list[str]]:
         else:
             ours[target] = value
     return ours, leftovers
-
-
-# --- sizes, from tensors under keys of ours ---------------------------------------------------
-
-
-def _count(state: State, template: str) -> int:
-    """How many different first numbers occur among keys that match."""
-    return len({m[1] for m in (_pattern(template).fullmatch(key) for key in state) if m})
-
-
-def _channels(state: State) -> int:
-    channels, colours = state["head.conv.weight"].shape[:2]
-    if colours != 3:
-        raise ValueError(f"the first convolution takes {colours} channels, not RGB")
-    return channels
-
-
-def _root(area: float) -> int:
-    side = round(math.sqrt(area))
-    if side**2 != area or side < 1:
-        raise ValueError(f"{area:g} outputs per pixel are no pixel shuffle")
-    return side
-
-
-def _scale(state: State) -> int:
-    """Product of the shuffles of the tail."""
-    if "tail.conv.weight" in state:
-        return _root(state["tail.conv.weight"].shape[0] / 3)
-    stages = [v for k, v in state.items() if _pattern("tail.upsample.{u}.weight").fullmatch(k)]
-    if not stages:
-        raise ValueError("the upsampling tail is missing")
-    return math.prod(_root(v.shape[0] / v.shape[1]) for v in stages)
-
-
-def _edsr_sizes(state: State) -> dict[str, Any]:
-    return {
-        "scale": _scale(state),
-        "channels": _channels(state),
-        "blocks": _count(state, "groups.{i}.conv1.weight"),
-        "tail": "one_step" if "tail.conv.weight" in state else "staged",
-    }
-
-
-def _rcan_sizes(state: State) -> dict[str, Any]:
-    squeeze = state["groups.0.blocks.0.attention.squeeze.weight"]
-    return {
-        "scale": _scale(state),
-        "channels": _channels(state),
-        "blocks": len({k.split(".")[3] for k in state if k.startswith("groups.0.blocks.")}),
-        "group_count": _count(state, "groups.{g}.blocks.0.conv1.weight"),
-        "reduction": squeeze.shape[1] // squeeze.shape[0],
-    }
-
-
-def _swinir_sizes(state: State) -> dict[str, Any]:
-    groups = _count(state, "groups.{i}.layers.0.norm1.weight")
-    depths = (
-        len({k.split(".")[3] for k in state if k.startswith(f"groups.{i}.layers.")})
-        for i in range(groups)
-    )
-    layer = "groups.0.layers.0"
-    rows, heads = state[f"{layer}.attn.relative_position_bias_table"].shape
-    hidden, channels = state[f"{layer}.mlp.fc1.weight"].shape
-    return {
-        "scale": _scale(state),
-        "channels": _channels(state),
-        "depths": tuple(depths),
-        "heads": heads,
-        "window": (_root(rows) + 1) // 2,
-        "mlp_ratio": hidden / channels,
-        "tail": "one_step" if "tail.conv.weight" in state else "classical",
-    }
-
-
-def _bsrn_sizes(state: State) -> dict[str, Any]:
-    return {
-        "scale": _scale(state),
-        "channels": state["head.conv.pointwise.weight"].shape[0],
-        "blocks": _count(state, "groups.{i}.fuse.weight"),
-    }
-
-
-def _rlfn_sizes(state: State) -> dict[str, Any]:
-    return {
-        "scale": _scale(state),
-        "channels": _channels(state),
-        "mid_channels": state["groups.0.conv1.weight"].shape[0],
-        "blocks": _count(state, "groups.{i}.mix.weight"),
-        "esa_channels": state["groups.0.esa.squeeze.weight"].shape[0],
-    }
-
-
-def _smfanet_sizes(state: State) -> dict[str, Any]:
-    channels = _channels(state)
-    return {
-        "scale": _scale(state),
-        "channels": channels,
-        "blocks": _count(state, "groups.{i}.smfa.alpha"),
-        "growth": state["groups.0.pcfn.widen.weight"].shape[0] / channels,
-    }
-
-
-SIZES: dict[str, Callable[[State], dict[str, Any]]] = {
-    "edsr": _edsr_sizes,
-    "rcan": _rcan_sizes,
-    "swinir": _swinir_sizes,
-    "bsrn": _bsrn_sizes,
-    "rlfn": _rlfn_sizes,
-    "smfanet": _smfanet_sizes,
-}
-
-# Arguments of a family that sizes do not tell.
-UNWRITTEN: dict[str, tuple[str, ...]] = {
-    "edsr": ("residual_scale", "rgb_range", "mean_shift"),
-    "rcan": ("rgb_range",),
-    "swinir": (),
-    "bsrn": (),
-    "rlfn": ("rgb_range",),
-    "smfanet": (),
-}
