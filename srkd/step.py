@@ -22,6 +22,8 @@ from srkd.training import ema_decay_at, learning_rate_at
 from srkd.types import Batch, Pass, Step, View
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from srkd.training import Training
     from srkd.types import ViewInput
 
@@ -32,11 +34,13 @@ class Seen:
 
     views      what the method wants both networks to see besides the batch
     teachers   for every teacher its passes over the batch and over the views, without graph
+    features   of the teacher, for a bilevel step
     """
 
     batch: Batch
     views: dict[str, ViewInput]
     teachers: list[list[Pass]]
+    features: Mapping[str, Tensor]
 
 
 def train_step(
@@ -94,7 +98,7 @@ def _bilevel_part(training: Training, seen: Seen, rate: float) -> dict[str, Tens
         t.bilevel,
         seen.batch.lr,
         seen.batch.hr,
-        {tap: feature.float() for tap, feature in seen.teachers[0][0].taps.items()},
+        {tap: feature.float() for tap, feature in seen.features.items()},
         iteration=t.done,
         learning_rate=rate,
         bf16=t.precision == "bf16",
@@ -128,10 +132,10 @@ def look(
     )
     with torch.no_grad():
         views = method.views(batch)
-    needed = method.needs_teacher_pass or t.bilevel is not None
     with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
-        teachers = _teacher_passes(t, lr, views, taught) if needed else []
-    return Seen(batch, views, teachers)
+        teachers = _teacher_passes(t, lr, views, taught) if method.needs_teacher_pass else []
+        features = _teacher_features(t, lr, teachers) if t.bilevel is not None else {}
+    return Seen(batch, views, teachers, features)
 
 
 def student_terms(training: Training, seen: Seen) -> dict[str, Tensor]:
@@ -177,6 +181,18 @@ def _teacher_passes(
         [Pass(network=m.network, sr=known), *passes(m.network, views, ())]
         for m, known in zip(training.teachers, taught, strict=True)
     ]
+
+
+@torch.no_grad()
+def _teacher_features(
+    training: Training, lr: Tensor, teachers: list[list[Pass]]
+) -> Mapping[str, Tensor]:
+    """The teacher's features over the batch, once for all updates; no tail if nobody reads its image."""
+    if teachers:
+        return teachers[0][0].taps
+    (model,) = training.teachers
+    assert isinstance(model.network, Network)
+    return model.network.features(lr, training.method.teacher_taps)
 
 
 @torch.no_grad()

@@ -234,15 +234,15 @@ def check_cache(recipe: Recipe, method: Method) -> None:
     """Refuse a teacher cache for a method that does not read the teachers' outputs, or reads more."""
     if not recipe.teacher.cache:
         return
-    if not method.needs_teacher_pass:
-        raise SrkdError(
-            f"teacher.cache is set, but '{recipe.method.name}' as configured reads no teacher; leave it out, or "
-            "set teacher.cache=false over a recipe that has it."
-        )
     if method.teacher_taps:
         raise SrkdError(
             f"teacher.cache keeps the teacher's outputs, but '{recipe.method.name}' reads features inside it; "
             "leave teacher.cache out, or choose a method that reads outputs alone."
+        )
+    if not method.needs_teacher_pass:
+        raise SrkdError(
+            f"teacher.cache is set, but '{recipe.method.name}' as configured reads no teacher; leave it out, or "
+            "set teacher.cache=false over a recipe that has it."
         )
 
 
