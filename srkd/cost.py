@@ -4,7 +4,8 @@ Two counting rules, because the papers use two:
 
     fvcore   multiply-adds of convolutions, linear layers and attention products, without bias, plus one
              per element entering a global average pool, plus five per element of a layer norm
-             (DUKD Table 1, MiPKD Table 1, at 256x256; the counter is facebookresearch/fvcore itself)
+             (DUKD Table 1, MiPKD Table 1, at 256x256; the counter is facebookresearch/fvcore itself, with
+             fused attention, which it does not know, counted as its two products)
     mkd      multiply-adds of convolutions, plus one per convolution output element for the bias, plus
              one per element entering a global average pool (MKD's table, at 512x512)
 

@@ -39,14 +39,23 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     first: dict[str, str] = {}
     if trains_first_stage(recipe):
         stage1 = prepare(first_stage_of(training.recipe), device)
-        seconds = _step_seconds(stage1)
+        seconds = _step_seconds(stage1, stage1.recipe.train.iterations // 2)
         count = _count(stage1.student)
         first["first stage"] = (
             f"aggregation of {len(stage1.teachers)} teachers, {count:,} parameters; {_step(stage1, seconds)}"
         )
-        first["time of the first stage"] = _whole_time(stage1, seconds)
+        first["time of the first stage"] = _whole_time(
+            stage1, seconds * stage1.recipe.train.iterations
+        )
         del stage1
-    seconds = _step_seconds(training)
+    distil, whole = recipe.train.distil_iterations, 0.0
+    if distil:
+        seconds = _step_seconds(training, distil // 2)
+        whole = seconds * distil
+        first["step on features"] = _step(training, seconds)
+    rest = recipe.train.iterations - distil
+    seconds = _step_seconds(training, distil + rest // 2)
+    whole += seconds * rest
     if training.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(training.device)
     else:
@@ -67,13 +76,13 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         "device": f"{training.device}, {training.precision}",
         "step": _step(training, seconds),
         "memory": f"{memory / 2**20:.0f} MiB peak of {'this process' if training.device.type == 'cpu' else 'the GPU'}",
-        "time": _whole_time(training, seconds)
+        "time": _whole_time(training, whole)
         + (" (the baseline comes on top)" if recipe.with_baseline else ""),
     }
 
 
-def _step_seconds(training: Training) -> float:
-    """Time of a step in the middle of the training: some methods begin otherwise than they go on."""
+def _step_seconds(training: Training, step: int) -> float:
+    """Time of a step at `step`, in the middle of a stage: some methods begin otherwise than they go on."""
     recipe = training.recipe
     batch, patch, scale = recipe.train.batch, recipe.data.patch, recipe.student.scale
     random = torch.Generator().manual_seed(recipe.seed)
@@ -81,15 +90,18 @@ def _step_seconds(training: Training) -> float:
     size = (batch, 3, scale * patch, scale * patch)
     hr = torch.randint(256, size, generator=random, dtype=torch.uint8)
     cached = (hr.to(torch.float16) / 255,) * (len(training.teachers) if recipe.teacher.cache else 0)
-    training.done = recipe.train.iterations // 2
+    training.done = step
+    found = training.method.bilevel_part
+    # As many as one meta part serves.
+    count = max(TIMED_STEPS, found[1].bilevel.meta_every if found else 0)
     with memory_advice(recipe):
         train_step(training, lr, hr, cached)  # warm-up: kernels are chosen and buffers made
     wait_for(training.device)
     start = time.perf_counter()
-    for _ in range(TIMED_STEPS):
+    for _ in range(count):
         train_step(training, lr, hr, cached)
     wait_for(training.device)
-    return (time.perf_counter() - start) / TIMED_STEPS
+    return (time.perf_counter() - start) / count
 
 
 def _step(training: Training, seconds: float) -> str:
@@ -100,7 +112,7 @@ def _step(training: Training, seconds: float) -> str:
 
 def _whole_time(training: Training, seconds: float) -> str:
     count = training.recipe.train.iterations
-    return f"{duration(seconds * count)} for {count:,} iterations, validation not counted"
+    return f"{duration(seconds)} for {count:,} iterations, validation not counted"
 
 
 def _count(network: torch.nn.Module) -> int:

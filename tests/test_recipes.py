@@ -34,7 +34,7 @@ TEACHERS = {
     "001_classicalSR": "swinir",
     "dukd_teacher": "edsr_c64b32",
     "mipkd_teacher": "rcan_c32b6g10",
-    "smfanet_plus": "smfanet_plus",
+    "smfanet_x": "smfanet",
     "bsrn": "bsrn",
     "rlfn": "rlfn",
 }
@@ -75,7 +75,13 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
         recipe,
         teacher=replace(recipe.teacher, models=tuple(models)),
         data=replace(recipe.data, patch=PATCH),
-        train=replace(recipe.train, batch=BATCH, iterations=2, precision="fp32"),
+        train=replace(
+            recipe.train,
+            batch=BATCH,
+            iterations=2,
+            distil_iterations=min(recipe.train.distil_iterations, 1),
+            precision="fp32",
+        ),
         stage1=first and replace(first, patch=PATCH, batch=BATCH, iterations=2, precision="fp32"),
     )
 

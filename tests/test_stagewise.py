@@ -12,6 +12,7 @@ import torch
 from tiny_pair import student_of
 from tiny_run import recipe_for, same_result, write_photos
 
+from srkd.dryrun import dry_run
 from srkd.errors import SrkdError
 from srkd.inputs import open_inputs
 from srkd.models import save_model
@@ -145,6 +146,12 @@ def test_logged_terms_change_with_the_stage(photos: Path, teacher: Path, tmp_pat
     distill(recipe, tmp_path / "run", quiet=True)
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [set(r["terms"]) for r in log if "terms" in r] == [{"pixel"}, {"pixel"}]
+
+
+def test_dry_run_counts_both_stages(photos: Path, teacher: Path) -> None:
+    facts = dry_run(recipe_of("mkd", photos, teacher, "method.channels_out=4"), "cpu")
+    assert "ms at batch 2" in facts["step on features"]
+    assert "6 iterations" in facts["time"]
 
 
 @pytest.mark.parametrize("method", ["logits", "dukd", "mtkd", "fitnet+dukd"])
