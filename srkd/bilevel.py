@@ -6,8 +6,9 @@ Super-Resolution", arXiv 2207.08356. No public code; the order of the updates fo
     theta_t = theta_{t-1} - alpha grad_theta L_kd(theta_{t-1}, phi)         t = 1 .. T           (2)
     phi    <- phi - beta grad_phi L_org(theta_T),  L_org = |S_{theta_T}(x) - y|_1                (3)
 
-    theta  student's parameters     alpha  learning rate of the iteration
-    phi    method's parameters      beta   `BilevelPlan.meta_learning_rate`
+    theta  student's parameters, and those of the method that `BilevelPlan.inner` names
+    phi    the method's others      alpha  learning rate of the iteration
+                                    beta   `BilevelPlan.meta_learning_rate`
 
 One iteration: (1) the steps (2) on a copy of theta that is thrown away, and (3) with an Adam of its own; (2) T Adam
 steps of theta on L_kd; (3) one step of theta on L_org, which is the loop's ordinary step with the loop's
@@ -40,12 +41,16 @@ class BilevelPlan:
     inner_steps     T, of the real and of the virtual steps on L_kd
     meta            whether phi learns from L_org, through (3); otherwise it learns with theta, from L_kd
     meta_every      iterations from one update of phi through (3) to the next
+    inner           the method's parameters, by name, that belong to theta and learn from L_kd with the student
+    task_step       whether one more virtual step, on L_org, follows those on L_kd before (3)
     """
 
     inner_steps: int
     meta: bool
     meta_every: int
     meta_learning_rate: float
+    inner: tuple[str, ...] = ()
+    task_step: bool = False
 
 
 class BilevelMethod(Protocol):
@@ -58,7 +63,15 @@ class BilevelMethod(Protocol):
         """L_kd of the features at the taps; a function of its arguments and the parameters alone."""
         ...
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
+def split(
+    method: BilevelMethod, plan: BilevelPlan
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The method's parameters by name: those of theta, and phi."""
+    phi = dict(method.named_parameters())
+    return {name: phi.pop(name) for name in plan.inner}, phi
 
 
 class BilevelState:
@@ -79,7 +92,8 @@ class BilevelState:
         betas: tuple[float, float],
     ) -> BilevelState:
         """Fresh optimisers; `learning_rate` and `betas` are those of the student's steps."""
-        theta, phi = list(student.parameters()), list(method.parameters())
+        inner, outer = split(method, plan)
+        theta, phi = [*student.parameters(), *inner.values()], list(outer.values())
         trained = theta if plan.meta else [*theta, *phi]
         kd = torch.optim.Adam(trained, lr=learning_rate, betas=betas, fused=True)
         meta = None
@@ -126,10 +140,11 @@ def bilevel_iteration(
     """
     if state.meta is not None and iteration % plan.meta_every == 0:
         gradients, state.reconstruction = meta_gradient(
-            student, method, lr, hr, taught, learning_rate, plan.inner_steps
+            student, method, plan, lr, hr, taught, learning_rate
         )
-        for phi, gradient in zip(method.parameters(), gradients, strict=True):
-            phi.grad = gradient
+        _, phi = split(method, plan)
+        for p, gradient in zip(phi.values(), gradients, strict=True):
+            p.grad = gradient
         state.meta.step()
         state.meta.zero_grad(set_to_none=True)
 
@@ -162,51 +177,61 @@ def _knowledge_step(
     return distance.detach()
 
 
-class _Features(nn.Module):
-    """`Network.features` as a forward pass, which is what `functional_call` runs."""
+class _Losses(nn.Module):
+    """L_kd and L_org as forward passes, which is what `functional_call` runs."""
 
-    def __init__(self, network: Network, taps: tuple[str, ...]) -> None:
+    def __init__(self, student: Network, method: BilevelMethod) -> None:
         super().__init__()
-        self.network, self.taps = network, taps
+        self.student, self.method = student, method
 
-    def forward(self, lr: Tensor) -> dict[str, Tensor]:
-        return self.network.features(lr, self.taps)
+    def forward(self, lr: Tensor, target: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """L_org of an HR image, L_kd of a teacher's features."""
+        if isinstance(target, Tensor):
+            return (self.student(lr) - target).abs().mean()
+        features = self.student.features(lr, self.method.student_taps)
+        return self.method.distance(features, target)
 
 
 def meta_gradient(
     student: Network,
     method: BilevelMethod,
+    plan: BilevelPlan,
     lr: Tensor,
     hr: Tensor,
     taught: Mapping[str, Tensor],
     alpha: float,
-    steps: int,
 ) -> tuple[list[Tensor], Tensor]:  # Eq. (2), and the gradient in (3)
-    """Exact grad_phi L_org(theta_T), a tensor for each of the method's parameters, and L_org(theta_T).
+    """Exact grad_phi L_org(theta_T), a tensor for each parameter of phi, and L_org(theta_T).
 
-    The student's parameters, gradients and buffers stay as they are. No autocast: gradients of gradients.
-    The graph of all steps is kept: replaying the steps one by one takes a third less memory and a third
-    more time.
+    The parameters, gradients and buffers of student and method stay as they are. No autocast: gradients of
+    gradients. The graph of all steps is kept: replaying the steps one by one takes a third less memory and
+    a third more time.
     """
-    features = _Features(student, method.student_taps)
-    theta = {name: p.detach().requires_grad_() for name, p in student.named_parameters()}
+    losses = _Losses(student, method)
+    inner, phi = split(method, plan)
+    theta = {
+        **{f"student.{name}": p for name, p in student.named_parameters()},
+        **{f"method.{name}": p for name, p in inner.items()},
+    }
+    theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
     # Statistics that a layer may keep would move with every virtual step.
-    buffers = {name: b.clone() for name, b in student.named_buffers()}
+    buffers = {f"student.{name}": b.clone() for name, b in student.named_buffers()}
+    targets: list[Tensor | Mapping[str, Tensor]] = [taught] * plan.inner_steps
+    if plan.task_step:
+        targets.append(hr)
     with torch.autocast(lr.device.type, enabled=False):
-        for _ in range(steps):
-            state = {f"network.{name}": value for name, value in {**theta, **buffers}.items()}
-            distance = method.distance(functional_call(features, state, (lr,)), taught)
-            # The tail and what else L_kd does not reach has no gradient and stays.
+        for target in targets:
+            loss = functional_call(losses, {**theta, **buffers}, (lr, target))
+            # What the loss does not reach, as L_kd the tail, has no gradient and stays.
             slopes = torch.autograd.grad(
-                distance, list(theta.values()), create_graph=True, allow_unused=True
+                loss, list(theta.values()), create_graph=True, allow_unused=True
             )
             theta = {
                 name: value if slope is None else value - alpha * slope
                 for (name, value), slope in zip(theta.items(), slopes, strict=True)
             }
-        sr = functional_call(student, {**theta, **buffers}, (lr,))
-        reconstruction = (sr - hr).abs().mean()
+        reconstruction = functional_call(losses, {**theta, **buffers}, (lr, hr))
         gradients = torch.autograd.grad(
-            reconstruction, list(method.parameters()), allow_unused=True, materialize_grads=True
+            reconstruction, list(phi.values()), allow_unused=True, materialize_grads=True
         )
     return list(gradients), reconstruction.detach()

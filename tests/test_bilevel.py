@@ -65,7 +65,8 @@ class Run:
         self.task.step()
 
     def meta(self, alpha: float = RATE, steps: int = 2) -> tuple[list[Tensor], Tensor]:
-        return meta_gradient(self.student, self.method, self.lr, self.hr, self.taught, alpha, steps)
+        plan = replace(self.plan, inner_steps=steps)
+        return meta_gradient(self.student, self.method, plan, self.lr, self.hr, self.taught, alpha)
 
     def distance(self, student: Network) -> Tensor:
         return self.method.distance(

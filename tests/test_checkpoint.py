@@ -329,22 +329,6 @@ def without_spandrel(monkeypatch):
     monkeypatch.setattr(checkpoint, "import_module", absent)
 
 
-@pytest.mark.parametrize(
-    ("network", "keys"),
-    [
-        ("SAN", ["head.0.weight", "non_local.non_local.g.weight", "RG.0.gamma", "tail.1.weight"]),
-        ("HAN", ["head.0.weight", "body.0.body.0.body.0.weight", "la.gamma", "tail.1.weight"]),
-        ("RDN", ["SFENet1.weight", "RDBs.0.LFF.weight"]),
-    ],
-)
-def test_networks_we_lack_are_named(network, keys, tmp_path):
-    torch.save({k: torch.zeros(3, 3, 3, 3) for k in keys}, tmp_path / "x.pt")
-    with pytest.raises(
-        SrkdError, match=f"looks like a {network} checkpoint.*has no {network} network"
-    ):
-        read_checkpoint(tmp_path / "x.pt")
-
-
 @pytest.mark.usefixtures("without_spandrel")
 def test_unknown_layout_names_the_known_ones(tmp_path):
     torch.save({"params": {"c1.weight": torch.zeros(3)}}, tmp_path / "x.pth")

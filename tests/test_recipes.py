@@ -35,6 +35,9 @@ TEACHERS = {
     "dukd_teacher": "edsr_c64b32",
     "mipkd_teacher": "rcan_c32b6g10",
     "smfanet_x": "smfanet",
+    "rdn_x": "rdn",
+    "SAN_BIX": "san",
+    "HAN_BIX": "han",
     "bsrn": "bsrn",
     "rlfn": "rlfn",
 }
@@ -52,7 +55,7 @@ def shrunken(entry: ZooEntry) -> ZooEntry:
     elif entry.family == "rcan":
         a |= {"channels": a["channels"] // 2, "blocks": 1, "reduction": 4}
     else:
-        least = 16 if entry.family == "bsrn" else 4  # its channel attention keeps one in 16
+        least = 16 if entry.family in ("bsrn", "san", "han") else 4  # attentions keep one in 16
         a |= {"channels": max(least, a["channels"] // 8), "blocks": min(a["blocks"], 5)}
     return replace(entry, arguments=a)
 

@@ -27,6 +27,7 @@ class MethodEntry:
     """`teachers` is how many the method takes: (fewest, most); most None means any number.
 
     `first_stage` trains one aggregated teacher of all of them, which is then the teacher of every part.
+    `bilevel` says that the method has updates of its own before the step of the loop (`Method.bilevel`).
     """
 
     path: str
@@ -34,6 +35,7 @@ class MethodEntry:
     teachers: tuple[int, int | None] = (1, 1)
     needs_groups: bool = False
     first_stage: str = ""
+    bilevel: bool = False
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -66,7 +68,15 @@ METHODS: dict[str, MethodEntry] = {
     "ickd": MethodEntry(
         "srkd.methods.ickd:Ickd", "Liu et al., ICCV 2021, arXiv 2202.03680", needs_groups=True
     ),
-    "mkd": MethodEntry("srkd.methods.mkd:Mkd", "Zhu et al., arXiv 2207.08356", needs_groups=True),
+    "mkd": MethodEntry(
+        "srkd.methods.mkd:Mkd", "Zhu et al., arXiv 2207.08356", needs_groups=True, bilevel=True
+    ),
+    "l2tww": MethodEntry(
+        "srkd.methods.l2tww:L2tww",
+        "Jang et al., ICML 2019, arXiv 1905.05901",
+        needs_groups=True,
+        bilevel=True,
+    ),
     "fakd": MethodEntry("srkd.methods.fakd:Fakd", "He et al., ICIP 2020", needs_groups=True),
     "crosskd": MethodEntry(
         "srkd.methods.crosskd:CrossKd",
@@ -165,7 +175,7 @@ def plan(name: str, options: dict[str, Any], family: str = "", scale: int = 0) -
 
 
 def _check_together(parts: tuple[str, ...]) -> None:
-    """Refuse parts that no teacher or no number of teachers suits."""
+    """Refuse parts that no teacher, no number of teachers or no iteration suits."""
     first = [p for p in parts if METHODS[p].first_stage]
     inside = [p for p in parts if METHODS[p].needs_groups]
     if first and inside:
@@ -175,6 +185,12 @@ def _check_together(parts: tuple[str, ...]) -> None:
         raise SrkdError(
             f"'{'+'.join(parts)}' cannot be combined: '{inside[0]}' reads features inside the teacher, and the "
             f"aggregated teacher of '{first[0]}' has outputs only; it goes with: {fitting}."
+        )
+    own = [p for p in parts if METHODS[p].bilevel]
+    if len(own) > 1:
+        raise SrkdError(
+            f"'{'+'.join(parts)}' cannot be combined: '{own[0]}' and '{own[1]}' each update the student several "
+            "times in an iteration and look ahead along their own updates alone; leave one of them out."
         )
     fewest = max(parts, key=lambda p: METHODS[p].teachers[0])
     limited = [p for p in parts if METHODS[p].teachers[1] is not None]
