@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from srkd.errors import MissingError, SrkdError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -53,3 +58,15 @@ def wait_for(device: torch.device) -> None:
     """Return when the device has done what it was given; a CPU is never behind."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def place(network: nn.Module, device: torch.device, *, channels_last: bool) -> None:
+    """Move a network in place, its 2-D convolutions in the memory layout that CPUs and tensor cores prefer.
+
+    `Module.to(memory_format=...)` refuses networks that also have a 3-D convolution (HAN).
+    """
+    network.to(device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)

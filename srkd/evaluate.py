@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from srkd.data.degradation import upscale_uint8
 from srkd.data.sets import EvaluationSet, open_set
-from srkd.devices import pick_device, wait_for
+from srkd.devices import pick_device, place, wait_for
 from srkd.errors import MissingError, SrkdError
 from srkd.files import replacing, write_json
 from srkd.images import to_tensor, to_uint8, write_png
@@ -164,8 +164,7 @@ def evaluate(
             raise SrkdError("a function does not tell its scale; give evaluate(..., scale=2|3|4).")
     if isinstance(network, nn.Module):
         # Convolutions of float32 run 1.2 to 1.5 times as fast in this layout on CPUs.
-        layout = torch.channels_last if target.type == "cpu" else torch.contiguous_format
-        network.to(target, memory_format=layout)  # type: ignore[call-overload]
+        place(network, target, channels_last=target.type == "cpu")
     upscale = eightfold(network) if self_ensemble else network
     opened = open_sets(sets, scale)
     with _eval_mode(network), plain_float32():

@@ -15,7 +15,7 @@ import torch
 
 from srkd.aggregate import Aggregate
 from srkd.bilevel import BilevelState
-from srkd.devices import pick_device, pick_precision
+from srkd.devices import pick_device, pick_precision, place
 from srkd.errors import MissingError, SrkdError
 from srkd.first_stage import (
     aggregated_teacher,
@@ -168,9 +168,8 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
     check_cache(recipe, method)
     check_stages(recipe)
 
-    layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
     for network in (student, method, *(t.network for t in teachers)):
-        network.to(target, memory_format=layout)  # type: ignore[call-overload]
+        place(network, target, channels_last=recipe.train.channels_last)
     student.train()
     average = None
     if recipe.train.ema:

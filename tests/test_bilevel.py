@@ -13,7 +13,7 @@ import torch
 from tiny_pair import images, student_of, teacher_of
 from torch import Tensor, nn
 
-from srkd.bilevel import BilevelState, bilevel_iteration, meta_gradient
+from srkd.bilevel import BilevelState, bilevel_iteration, meta_gradient, split
 from srkd.methods.mkd import Mkd, MkdConfig
 
 if TYPE_CHECKING:
@@ -83,15 +83,20 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def reached(run: Run, alpha: float, steps: int) -> float:
-    """L_org after plain descent on L_kd, with a copy of the student: what (3) is the gradient of."""
-    student = copy.deepcopy(run.student)
+    """L_org after plain descent with copies of student and method: what (3) is the gradient of."""
+    student, method = copy.deepcopy(run.student), copy.deepcopy(run.method)
+    theta = [*student.parameters(), *split(method, run.plan)[0].values()]
+
+    def descend(loss: Tensor) -> None:
+        slopes = torch.autograd.grad(loss, theta, allow_unused=True, materialize_grads=True)
+        for p, slope in zip(theta, slopes, strict=True):
+            p.data -= alpha * slope
+
     for _ in range(steps):
-        student.zero_grad()
-        run.distance(student).backward()
-        with torch.no_grad():
-            for p in student.parameters():
-                if p.grad is not None:
-                    p -= alpha * p.grad
+        features = student.features(run.lr, method.student_taps)
+        descend(method.distance(features, run.taught))
+    if run.plan.task_step:
+        descend((student(run.lr) - run.hr).abs().mean())
     with torch.no_grad():
         return (student(run.lr) - run.hr).abs().mean().item()
 
@@ -100,20 +105,25 @@ def reached(run: Run, alpha: float, steps: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("steps", "options"),
+    ("steps", "options", "changes"),
     [
-        (1, {}),
-        (2, {}),
-        (2, {"case": "1", "distance": "charbonnier"}),
+        (1, {}, {}),
+        (2, {}, {}),
+        (2, {"case": "1", "distance": "charbonnier"}, {}),
+        (2, {}, {"inner": ("networks.0.match.0.weight", "networks.1.mix1.bias")}),
+        (1, {}, {"task_step": True}),
     ],
 )
-def test_meta_gradient_is_that_of_differences(steps: int, options: dict[str, Any]) -> None:
+def test_meta_gradient_is_that_of_differences(
+    steps: int, options: dict[str, Any], changes: dict[str, Any]
+) -> None:
     run, alpha, epsilon = Run(double=True, **options), 0.02, 1e-7
+    run.plan = replace(run.plan, **changes)
     gradients, value = run.meta(alpha, steps)
     assert value.item() == pytest.approx(reached(run, alpha, steps), rel=1e-12)
     random = torch.Generator().manual_seed(5)
-    names = [name for name, _ in run.method.named_parameters()]
-    for name, phi, gradient in zip(names, run.method.parameters(), gradients, strict=True):
+    learned = split(run.method, run.plan)[1]
+    for (name, phi), gradient in zip(learned.items(), gradients, strict=True):
         # Along one direction, in which all entries take part, and along one entry.
         one = torch.zeros_like(phi)
         one.view(-1)[-1] = 1
@@ -288,6 +298,29 @@ def test_only_the_passes_of_real_steps_run_under_autocast(bf16: bool) -> None:
     real = torch.bfloat16 if bf16 else torch.float32
     assert seen == [torch.float32] * 3 + [real] * 2
     assert terms["kd"].dtype == torch.float32
+
+
+def test_inner_parameters_learn_with_the_student_alone() -> None:
+    run, inner = Run(), ("networks.0.match.0.weight", "networks.1.mix1.bias")
+    run.plan = replace(run.plan, inner=inner)
+    run.state = BilevelState.of(run.student, run.method, run.plan, RATE, BETAS)
+    assert run.state.meta is not None
+    run.bilevel()
+    named = dict(run.method.named_parameters())
+    ours = {named[name] for name in inner}
+    assert set(run.state.meta.state) == set(named.values()) - ours
+    assert ours < set(run.state.kd.state)
+    assert set(run.state.kd.state) - ours < set(run.student.parameters())
+
+
+def test_inner_parameters_move_with_the_virtual_steps() -> None:
+    # With a rate for the student alone the difference would be none.
+    run = Run()
+    without = run.meta(alpha=0.02)[1]
+    run.plan = replace(run.plan, inner=("networks.0.match.0.weight",))
+    before = weights_of(run.method)
+    assert run.meta(alpha=0.02)[1] != without
+    assert same(before, weights_of(run.method))
 
 
 def test_iterations_are_deterministic() -> None:
