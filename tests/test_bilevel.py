@@ -314,7 +314,7 @@ def test_inner_parameters_learn_with_the_student_alone() -> None:
 
 
 def test_inner_parameters_move_with_the_virtual_steps() -> None:
-    # With a rate for the student alone the difference would be none.
+    # The second of the two steps sees what the first made of them.
     run = Run()
     without = run.meta(alpha=0.02)[1]
     run.plan = replace(run.plan, inner=("networks.0.match.0.weight",))

@@ -13,13 +13,14 @@ Checked against: alinlab/L2T-ww @ 023c642, train_l2t_ww.py. The numbers of the e
     f, g      linear layers of a position, c_t -> c_t with zeros at the start, c_t -> 1 with a bias of 1
     weight    0.5, the public code's beta
 
-r belongs to theta, as in the paper and its code: it learns from (4) with the student. f and g are phi: they
+r belongs to theta, as in the public code: it learns from (4) with the student. f and g are phi: they
 learn from |S(x) - y|_1 after T steps of theta on (4) and one on |S(x) - y|_1 (`srkd/bilevel.py`).
 
 Departs from the paper, for MKD's comparison: four positions and no lambda (`where = true` puts it back), and
 MKD's iteration, in which the real steps on (4) come after the meta part and apart from the step on |S(x) - y|_1,
 where the public code adds the two. Features are divided by their RMS over the batch, as in `mkd`. No weight decay
-of f and g: 1e-4 suits the code's alpha of 0.1; the meta-gradient is in proportion to alpha.
+of f and g: the code's 1e-4 goes with an alpha of 0.1; the meta-gradient is in proportion to alpha, and at an alpha
+of 1e-4 the decay would outweigh it from the first steps on.
 """
 
 from __future__ import annotations

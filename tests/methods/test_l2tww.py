@@ -40,6 +40,8 @@ def features(method: L2tww, samples: int = 2) -> tuple[dict[str, Tensor], dict[s
     random = torch.Generator().manual_seed(3)
     ours = {t: torch.randn(samples, 4, 6, 6, generator=random) for t in method.student_taps}
     theirs = {t: torch.randn(samples, 6, 6, 6, generator=random) for t in method.teacher_taps}
+    for feature in theirs.values():  # means that differ from sample to sample
+        feature += torch.randn(samples, 6, 1, 1, generator=random)
     return ours, theirs
 
 
