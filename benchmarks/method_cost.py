@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-METHODS = "scratch,logits,fitnet,at,rkd,fakd,crosskd,dukd,mipkd,dukd+mipkd"
+METHODS = "scratch,logits,fitnet,at,rkd,vid,ickd,fakd,crosskd,dukd,mipkd,dukd+mipkd,l2tww,mkd"
 WARM_UP = ", first tenth"
 
 

