@@ -237,7 +237,7 @@ def test_what_a_run_leaves(photos: Path, teacher: Path, tmp_path: Path) -> None:
     info = json.loads((out / "model.json").read_text())
     assert info["network"] == "edsr_tiny"
     assert info["training"]["iterations"] == 12
-    assert info["scores"]["photos0"]["psnr_y"] == result.scores["photos0"]["psnr_y"]
+    assert info["scores"][photos.name]["psnr_y"] == result.scores[photos.name]["psnr_y"]
     states = sorted(p.name for p in (out / "state").iterdir())
     assert states[-2:] == ["step_00000009.pt", "step_00000012.pt"] and states[0] == "best.pt"
     assert list((out / "tensorboard").iterdir())
