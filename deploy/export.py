@@ -31,7 +31,8 @@ from srkd.progress import StatusLine
 if TYPE_CHECKING:
     from deploy.graph import Graph
     from deploy.inputs import Photo
-    from deploy.parity import Parity, Worst
+    from deploy.parity import Parity
+    from deploy.verdict import Worst
     from srkd.loaded import LoadedModel
 
 REPORT_FILE = "report.md"

@@ -4,18 +4,13 @@
                                                              engine at two shapes --E4--
                                                              whole picture vs tiles --E5--
 
-The first edge that fails names the fault: exporter, precision, engine, shapes, or tiling. Three outcomes,
-never two: what could not be decided (too few photographs, numbers between the gates) is INCONCLUSIVE. Edges
-that do not apply or cannot run here are NOT RUN, with the reason. Gates: gates.toml.
+The first edge that fails names the fault: exporter, precision, engine, shapes, or tiling (`deploy.verdict`).
 """
 
 from __future__ import annotations
 
-import math
-import tomllib
 from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +19,7 @@ import torch
 
 from deploy.difference import Difference, difference, seam_score, worst_of
 from deploy.inputs import PHOTOGRAPHS, Input, window
+from deploy.verdict import EdgeResult, Gate, Worst, edge_json, judge, read_gates
 from srkd.errors import SrkdError
 from srkd.metrics import psnr
 from srkd.tiling import halo_px, upscale_tiled
@@ -37,8 +33,6 @@ if TYPE_CHECKING:
     from deploy.inputs import Photo
     from srkd.types import Facts
 
-Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"]
-GATES_FILE = Path(__file__).with_name("gates.toml")
 BORDER_PX = 8  # LR pixels; padding faults show in this band
 # Pictures of E4 and E5 exceed the receptive field. Up to FAR_PX they are square, beyond that strips, which
 # keep the check of a network that sees far affordable.
@@ -46,67 +40,6 @@ FAR_PX = 48
 TILE_PX = 64
 MARGIN_PX = 24
 STRIP_PX = 41
-
-
-@dataclass(frozen=True)
-class Edge:
-    name: str
-    compares: str
-    catches: str
-
-
-EDGES = (
-    Edge("E0", "trained network vs deployed network", "folding and rescaling"),
-    Edge("E1", "torch fp32 vs ONNX fp32 in ONNX Runtime, CPU", "the exporter"),
-    Edge("E2", "ONNX fp32 vs ONNX fp16", "loss and overflow of half precision"),
-    Edge("E3", "ONNX in ONNX Runtime vs the engine", "the engine"),
-    Edge("E4", "the engine at two shapes", "sizes baked into graph or engine"),
-    Edge("E5", "whole picture vs tiles", "halo and joints"),
-)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Bounds of one edge; what is None is not asked. PSNR in dB with peak 1."""
-
-    pass_max_abs: float | None = None
-    fail_max_abs: float | None = None
-    pass_psnr_db: float | None = None
-    fail_psnr_db: float | None = None
-    pass_seam: float | None = None
-    fail_seam: float | None = None
-
-
-def read_gates(path: Path = GATES_FILE) -> dict[str, Gate]:
-    """The gates by edge: E1, E4, E5_exact, E5_approximate."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {name: Gate(**table) for name, table in tables.items()}
-    except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
-        raise SrkdError(f"cannot read the gates in {path}: {error}. Restore the file.") from error
-
-
-@dataclass(frozen=True)
-class EdgeResult:
-    """Verdict of one edge, its numbers over all gated inputs, and a row per input."""
-
-    edge: str
-    status: Status
-    reason: str
-    numbers: Difference | None = None
-    seam: float | None = None
-    rows: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class Worst:
-    """The input with the largest error: reference and candidate (1, 3, H, W), and where in it."""
-
-    name: str
-    reference: np.ndarray
-    candidate: np.ndarray
-    y: int
-    x: int
 
 
 @dataclass(frozen=True)
@@ -161,60 +94,8 @@ class Parity:
                 name: {k: v for k, v in asdict(gate).items() if v is not None}
                 for name, gate in self.gates.items()
             },
-            "edges": [_edge_json(result) for result in self.edges],
+            "edges": [edge_json(result) for result in self.edges],
         }
-
-
-def _edge_json(result: EdgeResult) -> dict[str, Any]:
-    about = next(e for e in EDGES if e.name == result.edge)
-    seam = result.seam if result.seam is None or math.isfinite(result.seam) else None
-    return {
-        **asdict(about),
-        "status": result.status,
-        "reason": result.reason,
-        "numbers": None if result.numbers is None else result.numbers.to_json(),
-        "seam": seam,
-        "rows": list(result.rows),
-    }
-
-
-def judge(numbers: Difference, gate: Gate, seam: float | None = None) -> tuple[Status, str]:
-    """The verdict of a gate and the sentence that explains it."""
-    if numbers.nonfinite:
-        return "FAIL", f"{numbers.nonfinite} of {numbers.values} values are NaN or infinite"
-    # name, value, bounds; larger is worse. PSNR is turned round for that.
-    bounds = [
-        ("max abs", numbers.max_abs, gate.pass_max_abs, gate.fail_max_abs),
-        ("-PSNR", -numbers.psnr_db, _minus(gate.pass_psnr_db), _minus(gate.fail_psnr_db)),
-        ("seam score", seam or 0.0, gate.pass_seam, gate.fail_seam),
-    ]
-    said = [_said(name, value, limit) for name, value, _, limit in bounds if _over(value, limit)]
-    if said:
-        return "FAIL", "; ".join(said)
-    said = [_said(name, value, limit) for name, value, limit, _ in bounds if _over(value, limit)]
-    if said:
-        return "INCONCLUSIVE", "; ".join(said)
-    return "PASS", "; ".join(
-        _measured(name, value) for name, value, limit, _ in bounds if limit is not None
-    )
-
-
-def _minus(value: float | None) -> float | None:
-    return None if value is None else -value
-
-
-def _over(value: float, limit: float | None) -> bool:
-    return limit is not None and not value <= limit
-
-
-def _measured(name: str, value: float) -> str:
-    return f"PSNR {-value:.1f} dB" if name == "-PSNR" else f"{name} {value:.2g}"
-
-
-def _said(name: str, value: float, limit: float | None) -> str:
-    assert limit is not None
-    need = f"need {-limit:.0f} dB" if name == "-PSNR" else f"need at most {limit:g}"
-    return f"{_measured(name, value)} ({need})"
 
 
 def verify(

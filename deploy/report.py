@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from deploy.parity import Worst
+    from deploy.verdict import Worst
 
 CROP_PX = 96  # SR pixels of each side of the three panels
 ENLARGE = 3

@@ -17,9 +17,10 @@ from deploy.difference import difference
 from deploy.engines import OrtEngine, TorchEngine
 from deploy.graph import Graph, export_graph
 from deploy.inputs import build_inputs
-from deploy.parity import Gate, judge, read_gates, verify
+from deploy.parity import verify
 from deploy.report import render, worst_picture
 from deploy.sizes import DEFAULT_SIZES, parse_sizes
+from deploy.verdict import Gate, judge, read_gates
 from srkd.errors import SrkdError
 from srkd.models import load_model, shipped_models
 from srkd.networks import build_family
