@@ -1,0 +1,136 @@
+"""What an edge of the parity chain can say, and when: numbers, gates, verdicts.
+
+Three outcomes, never two: what could not be decided (too few photographs, numbers between the gates) is
+INCONCLUSIVE. Edges that do not apply or cannot run here are NOT RUN, with the reason. Gates: gates.toml.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from srkd.errors import SrkdError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from deploy.difference import Difference
+
+Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"]
+GATES_FILE = Path(__file__).with_name("gates.toml")
+
+
+@dataclass(frozen=True)
+class Edge:
+    name: str
+    compares: str
+    catches: str
+
+
+EDGES = (
+    Edge("E0", "trained network vs deployed network", "folding and rescaling"),
+    Edge("E1", "torch fp32 vs ONNX fp32 in ONNX Runtime, CPU", "the exporter"),
+    Edge("E2", "ONNX fp32 vs ONNX fp16", "loss and overflow of half precision"),
+    Edge("E3", "ONNX in ONNX Runtime vs the engine", "the engine"),
+    Edge("E4", "the engine at two shapes", "sizes baked into graph or engine"),
+    Edge("E5", "whole picture vs tiles", "halo and joints"),
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Bounds of one edge; what is None is not asked. PSNR in dB with peak 1."""
+
+    pass_max_abs: float | None = None
+    fail_max_abs: float | None = None
+    pass_psnr_db: float | None = None
+    fail_psnr_db: float | None = None
+    pass_seam: float | None = None
+    fail_seam: float | None = None
+
+
+def read_gates(path: Path = GATES_FILE) -> dict[str, Gate]:
+    """The gates by edge: E1, E4, E5_exact, E5_approximate."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {name: Gate(**table) for name, table in tables.items()}
+    except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
+        raise SrkdError(f"cannot read the gates in {path}: {error}. Restore the file.") from error
+
+
+@dataclass(frozen=True)
+class EdgeResult:
+    """Verdict of one edge, its numbers over all gated inputs, and a row per input."""
+
+    edge: str
+    status: Status
+    reason: str
+    numbers: Difference | None = None
+    seam: float | None = None
+    rows: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The input with the largest error: reference and candidate (1, 3, H, W), and where in it."""
+
+    name: str
+    reference: np.ndarray
+    candidate: np.ndarray
+    y: int
+    x: int
+
+
+def edge_json(result: EdgeResult) -> dict[str, Any]:
+    about = next(e for e in EDGES if e.name == result.edge)
+    seam = result.seam if result.seam is None or math.isfinite(result.seam) else None
+    return {
+        **asdict(about),
+        "status": result.status,
+        "reason": result.reason,
+        "numbers": None if result.numbers is None else result.numbers.to_json(),
+        "seam": seam,
+        "rows": list(result.rows),
+    }
+
+
+def judge(numbers: Difference, gate: Gate, seam: float | None = None) -> tuple[Status, str]:
+    """The verdict of a gate and the sentence that explains it."""
+    if numbers.nonfinite:
+        return "FAIL", f"{numbers.nonfinite} of {numbers.values} values are NaN or infinite"
+    # name, value, bounds; larger is worse. PSNR is turned round for that.
+    bounds = [
+        ("max abs", numbers.max_abs, gate.pass_max_abs, gate.fail_max_abs),
+        ("-PSNR", -numbers.psnr_db, _minus(gate.pass_psnr_db), _minus(gate.fail_psnr_db)),
+        ("seam score", seam or 0.0, gate.pass_seam, gate.fail_seam),
+    ]
+    said = [_said(name, value, limit) for name, value, _, limit in bounds if _over(value, limit)]
+    if said:
+        return "FAIL", "; ".join(said)
+    said = [_said(name, value, limit) for name, value, limit, _ in bounds if _over(value, limit)]
+    if said:
+        return "INCONCLUSIVE", "; ".join(said)
+    return "PASS", "; ".join(
+        _measured(name, value) for name, value, limit, _ in bounds if limit is not None
+    )
+
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def _over(value: float, limit: float | None) -> bool:
+    return limit is not None and not value <= limit
+
+
+def _measured(name: str, value: float) -> str:
+    return f"PSNR {-value:.1f} dB" if name == "-PSNR" else f"{name} {value:.2g}"
+
+
+def _said(name: str, value: float, limit: float | None) -> str:
+    assert limit is not None
+    need = f"need {-limit:.0f} dB" if name == "-PSNR" else f"need at most {limit:g}"
+    return f"{_measured(name, value)} ({need})"
