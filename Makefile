@@ -4,7 +4,7 @@
 PY := .venv/bin/python
 JOBS ?= 2
 RUNTIME := $(if $(GPU),gpu,cpu)
-EXTRAS := $(RUNTIME),dev
+EXTRAS := $(RUNTIME),openvino,trt-rtx,dev
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 
 .PHONY: quickstart setup test lint bench clean
