@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -123,12 +124,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.list_taps:
         return listing.show(listing.taps(args.list_taps, args.scale), args.json)
 
+    from srkd.errors import SrkdError
     from srkd.recipe import load_recipe
 
     changes = overrides(args)
     if args.resume is not None:
         return resume(args, changes)
     quick = is_quick_start(args)
+    if (quick or args.dry_run) and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise SrkdError(
+            "torchrun trains a recipe with several processes; start the quick start and --dry-run without it."
+        )
     recipe = load_recipe(QUICK_START if quick else args.recipe, changes)
     if args.dry_run:
         from srkd.dryrun import dry_run
@@ -146,10 +152,11 @@ def main(argv: list[str] | None = None) -> int:
             as_json=args.json,
             quiet=args.quiet,
         )
+    import srkd.ranks as ranks
     from srkd.train import distill
 
     out = args.out or Path("runs") / default_name(args, recipe)
-    if not args.quiet:
+    if not args.quiet and ranks.speaks():
         print(recipe.summary(), file=sys.stderr)
     result = distill(recipe, out, device=args.device, overwrite=args.overwrite, quiet=args.quiet)
     return finish(result, args.json)
@@ -203,13 +210,16 @@ def resume(args: argparse.Namespace, changes: list[str]) -> int:
 
 
 def finish(result: object, as_json: bool) -> int:
+    import srkd.ranks as ranks
     from srkd.console import INTERRUPTED
     from srkd.files import plain
     from srkd.report import print_table
     from srkd.train import INTERRUPTED_HINT, Result
 
     assert isinstance(result, Result)
-    if as_json:
+    if not ranks.speaks():
+        pass
+    elif as_json:
         print(json.dumps(plain(result.to_dict())))
     elif result.interrupted:
         print(INTERRUPTED_HINT.format(folder=result.folder))

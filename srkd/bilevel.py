@@ -12,7 +12,8 @@ Super-Resolution", arXiv 2207.08356. No public code; the order of the updates fo
 
 One iteration: (1) the steps (2) on a copy of theta that is thrown away, and (3) with an Adam of its own; (2) T Adam
 steps of theta on L_kd; (3) one step of theta on L_org, which is the loop's ordinary step with the loop's
-optimiser. Each of the three optimisers has its own moments: those of L_kd, whose gradients are of another
+optimiser. Several processes average the gradients of (3) and of the real steps; the virtual steps (2) are
+each process's own. Each of the three optimisers has its own moments: those of L_kd, whose gradients are of another
 size, would swallow the steps on L_org, and would move the tail, which L_kd does not reach.
 """
 
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+import srkd.ranks as ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -142,6 +145,7 @@ def bilevel_iteration(
         gradients, state.reconstruction = meta_gradient(
             student, method, plan, lr, hr, taught, learning_rate
         )
+        ranks.average_([*gradients, state.reconstruction])
         _, phi = split(method, plan)
         for p, gradient in zip(phi.values(), gradients, strict=True):
             p.grad = gradient
@@ -172,6 +176,7 @@ def _knowledge_step(
     distance = method.distance(features, taught)
     trained = [p for group in state.kd.param_groups for p in group["params"]]
     distance.backward(inputs=trained)
+    ranks.average_gradients(trained)
     state.kd.step()
     state.kd.zero_grad(set_to_none=True)
     return distance.detach()

@@ -19,7 +19,8 @@ def run_command(main: Callable[[list[str] | None], int], argv: list[str] | None 
     try:
         return main(argv)
     except SrkdError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        if str(error):  # of several processes one speaks
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201

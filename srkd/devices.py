@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+import srkd.ranks as ranks
 from srkd.errors import MissingError, SrkdError
 
 if TYPE_CHECKING:
@@ -13,9 +14,14 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; a device that is missing is refused."""
+    """`auto` is CUDA where there is one, else the CPU; a device that is missing is refused.
+
+    Of several processes on a machine each takes a GPU of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.world() > 1:
+        name = f"cuda:{ranks.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import srkd.ranks as ranks
 from srkd.data.cache import open_training_set
 from srkd.data.sampling import PatchSampler
 from srkd.errors import SrkdError
@@ -44,12 +45,14 @@ def open_inputs(
     """
     d = recipe.data
     sets = open_validation(recipe, minimum_px)
-    data = open_training_set(
-        os.path.expandvars(d.train),
-        recipe.student.scale,
-        lr=os.path.expandvars(d.lr) or None,
-        cache=Path(os.path.expandvars(d.cache)) if d.cache else None,
-        progress=progress,
+    data = ranks.in_turn(
+        lambda: open_training_set(
+            os.path.expandvars(d.train),
+            recipe.student.scale,
+            lr=os.path.expandvars(d.lr) or None,
+            cache=Path(os.path.expandvars(d.cache)) if d.cache else None,
+            progress=progress,
+        )
     )
     return Inputs(data, _sampler(data, recipe), sets)
 
@@ -57,8 +60,10 @@ def open_inputs(
 def _sampler(
     data: TrainingSet, recipe: Recipe, taught: Sequence[TaughtImages] = ()
 ) -> PatchSampler:
-    d = recipe.data
-    return PatchSampler(data, d.patch, recipe.train.batch, recipe.seed, d.augment, taught=taught)
+    d, batch = recipe.data, recipe.train.batch
+    return PatchSampler(
+        data, d.patch, batch, recipe.seed, d.augment, ranks.rank(), ranks.world(), taught
+    )
 
 
 def open_validation(recipe: Recipe, minimum_px: int) -> list[EvaluationSet]:

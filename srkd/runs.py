@@ -15,14 +15,18 @@ import json
 import os
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import srkd.ranks as ranks
 from srkd.errors import SrkdError
 from srkd.files import plain, replacing, write_text
 from srkd.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Self
 
     from torch.utils.tensorboard import SummaryWriter
@@ -86,6 +90,16 @@ class Run:
         run = cls(folder, load_recipe(recipe))
         run._acquire()
         return run
+
+    @classmethod
+    def shared(cls, make: Callable[[], Run]) -> Run:
+        """The run that `make` creates or opens on the first process; the others look on."""
+        own = ranks.together(lambda: make() if ranks.is_first() else None)
+        known = ranks.first_says(None if own is None else (own.folder, own.recipe))
+        if own is not None:
+            return own
+        assert known is not None
+        return Onlooker(*known)
 
     def _acquire(self) -> None:
         """Two processes writing one run would ruin it; the lock goes when this process ends."""
@@ -199,7 +213,7 @@ class Run:
         kept = [r for r in self.log_records() if r["step"] <= step]
         write_text(self.folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
-    def tensorboard(self, step: int) -> SummaryWriter:
+    def tensorboard(self, step: int) -> AbstractContextManager[SummaryWriter | Silence]:
         """A writer that continues after `step`."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -208,3 +222,24 @@ class Run:
             return SummaryWriter(str(folder), purge_step=step + 1)
         except OSError as error:
             raise SrkdError(f"cannot write {folder}: {error.strerror}; make room there.") from error
+
+
+class Onlooker(Run):
+    """The run as the other processes of a training see it: nothing is written, no state is read."""
+
+    def save_state(self, state: dict[str, Any], *, best: bool = False) -> Path:
+        return self.folder
+
+    def load_state(self) -> dict[str, Any] | None:
+        return None
+
+    def log(self, record: dict[str, Any]) -> None: ...
+
+    def rewind_log(self, step: int) -> None: ...
+
+    def tensorboard(self, step: int) -> AbstractContextManager[Silence]:
+        return nullcontext(Silence())
+
+
+class Silence:
+    def add_scalar(self, name: str, value: float, step: int) -> None: ...

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+import srkd.ranks as ranks
 from srkd.bilevel import bilevel_iteration
 from srkd.methods import RESERVED_WEIGHTS
 from srkd.methods.base import l1
@@ -57,9 +58,13 @@ def train_step(
     for group in t.optimizer.param_groups:
         group["lr"] = rate
     t.optimizer.zero_grad(set_to_none=True)
+    if ranks.world() > 1:
+        # What a network draws in training differs between processes and repeats in a resumed run.
+        torch.manual_seed(t.recipe.seed + t.done * ranks.world() + ranks.rank())
     totals: dict[str, Tensor] = {}
     parts = zip(*(crops.chunk(train.accumulate) for crops in (lr, hr, *taught)), strict=True)
-    for part, crops in enumerate(parts):
+    # Micro-batches are counted over all processes, so that methods draw the same for the same crops.
+    for part, crops in enumerate(parts, ranks.rank() * train.accumulate):
         lr_part, hr_part, *known = (to_image(c, t) for c in crops)
         if t.task_alone:
             terms = {"pixel": _pixel(t, lr_part, hr_part)}
@@ -70,6 +75,12 @@ def train_step(
         torch.stack(list(terms.values())).sum().div(train.accumulate).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach() / train.accumulate
+    ranks.average_gradients([p for g in t.optimizer.param_groups for p in g["params"]])
+    if ranks.world() > 1:
+        kept = t.method.state_dict()  # constants are no statistics
+        ranks.average_(
+            [b for name, b in t.method.named_buffers() if name in kept and b.is_floating_point()]
+        )
     t.optimizer.step()
     if t.average is not None:
         update_average(t.average, t.student, ema_decay_at(train.ema, t.done))
@@ -229,8 +240,13 @@ class TermBuffer:
         self.values.append(torch.stack(list(terms.values())))
 
     def check(self, last_step: int) -> Tensor:
-        """The buffered values (steps, terms) on the CPU; a value that is no number is an error."""
-        table = torch.stack(self.values).cpu() if self.values else torch.zeros(0, len(self.names))
+        """The buffered values (steps, terms) on the CPU, means over the processes.
+
+        A value that is no number is an error, on every process.
+        """
+        table = torch.stack(self.values) if self.values else torch.zeros(0, len(self.names))
+        ranks.average_([table])
+        table = table.cpu()
         bad = (~torch.isfinite(table)).nonzero()
         if len(bad):
             row, column = (int(v) for v in bad[0])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import srkd.ranks as ranks
 from srkd.data.sampling import Prefetcher
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.evaluate import score
@@ -27,7 +28,7 @@ from srkd.progress import StatusLine, TrainingLine, counter
 from srkd.recipe import TeacherConfig, load_recipe
 from srkd.report import below_best, markdown_table, samples, write_first_report, write_report
 from srkd.resuming import check_same_recipe, restore, state_of
-from srkd.runs import Run
+from srkd.runs import Run, Silence
 from srkd.step import NotFiniteError, TermBuffer, train_step
 from srkd.taught import StoppedError, with_cached_teachers
 from srkd.training import Training, describe, learning_rate_at, memory_advice, prepare
@@ -67,23 +68,36 @@ def distill(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Result:
-    """Train a recipe into the run folder `out`, and its baseline beside it when asked for."""
-    Run.check(Path(out), overwrite=overwrite)  # before anything takes long
-    _check_not_read(recipe, Path(out))
-    training, inputs = _open(recipe, device, quiet)
-    run = Run.create(Path(out), training.recipe, overwrite=overwrite)
-    return _finish(run, training, inputs, device, quiet)
+    """Train a recipe into the run folder `out`, and its baseline beside it when asked for.
+
+    Under torchrun every process calls this; the first one writes and its result has the rows.
+    """
+    out = Path(out)
+
+    def check() -> None:
+        if ranks.is_first():
+            Run.check(out, overwrite=overwrite)  # before anything takes long
+            _check_not_read(recipe, out)
+
+    with ranks.group(device):
+        quiet = quiet or not ranks.is_first()
+        ranks.together(check)
+        training, inputs = _open(recipe, device, quiet)
+        run = Run.shared(lambda: Run.create(out, training.recipe, overwrite=overwrite))
+        return _finish(run, training, inputs, device, quiet)
 
 
 def resume(folder: str | Path, *, device: str = "auto", quiet: bool = False) -> Result:
     """Continue a run folder exactly where its newest state stands."""
-    run = Run.open(Path(folder))
-    try:
-        training, inputs = _open(run.recipe, device, quiet)
-    except BaseException:
-        run.close()
-        raise
-    return _finish(run, training, inputs, device, quiet)
+    with ranks.group(device):
+        quiet = quiet or not ranks.is_first()
+        run = Run.shared(lambda: Run.open(Path(folder)))
+        try:
+            training, inputs = _open(run.recipe, device, quiet)
+        except BaseException:
+            run.close()
+            raise
+        return _finish(run, training, inputs, device, quiet)
 
 
 def _check_not_read(recipe: Recipe, out: Path) -> None:
@@ -100,7 +114,7 @@ def _check_not_read(recipe: Recipe, out: Path) -> None:
 
 def _open(recipe: Recipe, device: str, quiet: bool) -> tuple[Training, Inputs]:
     """Everything of the run, opened and checked; a first stage is trained later."""
-    training = prepare(recipe, device)
+    training = ranks.together(lambda: prepare(recipe, device))
     for note in training.notes:
         StatusLine(quiet=quiet).say(note)
     least = training.upscaler.facts.minimum_px
@@ -135,13 +149,15 @@ def _finish(run: Run, training: Training, inputs: Inputs, device: str, quiet: bo
                 training = prepare(recipe, device, run.folder / FIRST_STAGE)
             scores, done = _train(run, training, inputs, interrupt, quiet)
             baseline = None
-            if run.recipe.with_baseline and done and not interrupt.asked:
+            if not ranks.any_says(interrupt.asked) and run.recipe.with_baseline and done:
                 baseline = run.folder / "baseline"
                 recipe = baseline_of(training.recipe)
                 done = _train_baseline(baseline, recipe, inputs, device, interrupt, quiet)
         if not done or (run.recipe.with_baseline and baseline is None):
             return Result(run.folder, scores, interrupted=True)
-        if training.recipe.stages == "first":
+        if not ranks.is_first():
+            rows = []
+        elif training.recipe.stages == "first":
             rows = write_first_report(run, inputs.sets, training.device)
         else:
             rows = write_report(run, training.teachers, inputs.sets, scores, baseline)
@@ -156,33 +172,46 @@ def _train_first_stage(
     """Train or continue the first stage as a run inside the run; returns whether to go on."""
     folder, first = run.folder / FIRST_STAGE, first_stage_of(recipe)
     line = StatusLine(quiet=quiet)
-    exists = (folder / "recipe.toml").is_file()
-    if exists:
+
+    def again() -> bool:
+        """Check a folder that is there already; whether its stage is complete."""
+        if not (folder / "recipe.toml").is_file() or not ranks.is_first():
+            return False
         check_same_recipe(load_recipe(folder / "recipe.toml"), first, run.folder)
         # Paths may have changed, and the folder is a MODEL that finds its teachers by them.
         write_text(folder / "recipe.toml", first.to_toml())
-    if (folder / "report.md").is_file():
+        return (folder / "report.md").is_file()
+
+    if ranks.first_says(ranks.together(again)):
         line.say(f"first stage: {folder} is complete")
         return True
     line.say(f"first stage: aggregating {len(recipe.teacher.models)} teachers into {folder}")
-    own = Run.open(folder) if exists else Run.create(folder, first)
+    own = _inner_run(folder, first)
     try:
         training = prepare(first, device)
         done = _train(own, training, inputs.crops_for(training.recipe), interrupt, quiet)[1]
-        if done:
+        if done and ranks.is_first():
             rows = write_first_report(own, inputs.sets, training.device)
             line.say(markdown_table(rows) + below_best(rows))
     finally:
         own.close()
-    return done and not interrupt.asked
+    return not ranks.any_says(interrupt.asked) and done
+
+
+def _inner_run(folder: Path, recipe: Recipe) -> Run:
+    """A run inside the run, new or continued."""
+    return Run.shared(
+        lambda: (
+            Run.open(folder) if (folder / "recipe.toml").is_file() else Run.create(folder, recipe)
+        )
+    )
 
 
 def _train_baseline(
     folder: Path, recipe: Recipe, inputs: Inputs, device: str, interrupt: Interrupt, quiet: bool
 ) -> bool:
     """Train or continue the baseline; returns whether it is complete."""
-    exists = (folder / "recipe.toml").is_file()
-    run = Run.open(folder) if exists else Run.create(folder, recipe)
+    run = _inner_run(folder, recipe)
     try:
         return _train(run, prepare(recipe, device), inputs, interrupt, quiet)[1]
     finally:
@@ -196,11 +225,21 @@ def _train(
     with torch.random.fork_rng(devices=[] if training.device.type == "cpu" else None):
         # What a network draws in training (stochastic depth) depends on the seed and the step alone.
         torch.manual_seed(training.recipe.seed)
-        if (state := run.load_state()) is not None:
-            restore(training, inputs, state, run.folder)
-        try:
-            taught = with_cached_teachers(training, inputs, lambda: interrupt.asked, quiet=quiet)
-        except StoppedError:
+        state = ranks.first_says(ranks.together(run.load_state))
+        if state is not None:
+            ranks.together(lambda: restore(training, inputs, state, run.folder))
+        ranks.copy_from_first(
+            [*training.student.state_dict().values(), *training.method.state_dict().values()]
+        )
+
+        def cached() -> Inputs | None:
+            try:
+                return with_cached_teachers(training, inputs, lambda: interrupt.asked, quiet=quiet)
+            except StoppedError:
+                return None
+
+        taught = ranks.in_turn(cached)
+        if ranks.any_says(taught is None) or taught is None:
             return {}, False
         return _steps(run, training, taught, interrupt, quiet)
 
@@ -228,7 +267,7 @@ def _steps(
                 terms = train_step(t, *crops)
                 buffer.add(terms, t.done)
                 # Read once: a signal that comes later in this round is for the next one.
-                stop = interrupt.asked
+                stop = ranks.any_says(interrupt.asked)
                 last = t.done == train.iterations or stop
                 if t.done % train.log_every == 0 or last:
                     _log(t, run, buffer.read(t.done), clock, writer, line)
@@ -247,7 +286,8 @@ def _steps(
         raise _explain(bad, run) from bad
     if not scores:  # the run was complete when it was resumed
         scores = _scores(t, inputs)
-    t.save(run.folder, describe(t, inputs, scores))
+    if ranks.is_first():
+        t.save(run.folder, describe(t, inputs, scores))
     return scores, True
 
 
@@ -256,7 +296,7 @@ def _log(
     run: Run,
     terms: dict[str, float],
     clock: Clock,
-    writer: SummaryWriter,
+    writer: SummaryWriter | Silence,
     line: TrainingLine,
 ) -> None:
     rate = learning_rate_at(t.recipe.train, t.done - 1)
@@ -272,17 +312,19 @@ def _log(
 
 
 def _scores(t: Training, inputs: Inputs) -> Scores:
-    """PSNR-Y and SSIM-Y of the network that will be kept, on every validation set."""
+    """PSNR-Y and SSIM-Y of the network that will be kept, on every validation set; images are shared out."""
     scores: Scores = {}
     upscaler = t.upscaler
     for evaluation_set in inputs.sets:
-        result = score(upscaler, evaluation_set)
+        own = evaluation_set.readers[ranks.rank() :: ranks.world()]
+        part = score(upscaler, replace(evaluation_set, readers=own))
+        result = replace(part, images=tuple(ranks.gathered(part.images)))
         scores[evaluation_set.name] = {"psnr_y": result.psnr, "ssim_y": result.ssim}
     return scores
 
 
 def _validate(
-    t: Training, inputs: Inputs, run: Run, writer: SummaryWriter, line: TrainingLine
+    t: Training, inputs: Inputs, run: Run, writer: SummaryWriter | Silence, line: TrainingLine
 ) -> Scores:
     """Score the network, remember the best, keep pictures. What fails here loses no training."""
     try:
@@ -305,7 +347,8 @@ def _validate(
             f"step {t.done}: "
             + " · ".join(f"{n} {s['psnr_y']:.2f} / {s['ssim_y']:.4f}" for n, s in scores.items())
         )
-        samples(run.folder / "samples", t.upscaler, inputs.sets[0], t.done)
+        if ranks.is_first():
+            samples(run.folder / "samples", t.upscaler, inputs.sets[0], t.done)
     return scores
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import srkd.ranks as ranks
 from srkd.aggregate import Aggregate
 from srkd.bilevel import BilevelState
 from srkd.devices import pick_device, pick_precision, place
@@ -249,7 +250,7 @@ def setting_of(recipe: Recipe, device: torch.device) -> Setting:
     """What the method will have to work with."""
     return Setting(
         patch_px=recipe.data.patch,
-        batch=recipe.train.batch // recipe.train.accumulate,
+        batch=recipe.train.batch // recipe.train.accumulate // ranks.world(),
         iterations=recipe.train.iterations,
         memory=memory_budget(device),
     )
@@ -347,7 +348,12 @@ def make_method(recipe: Recipe, student: Network | DctSwin, teachers: list[Loade
 
 def check_batch(recipe: Recipe) -> None:
     """Refuse a batch whose crops alone exceed the free memory: asking for it could end the process."""
-    patch = recipe.data.patch
+    patch, parts = recipe.data.patch, recipe.train.accumulate * ranks.world()
+    if recipe.train.batch % parts:
+        raise SrkdError(
+            f"train.batch = {recipe.train.batch} cannot be shared by {ranks.world()} processes with "
+            f"train.accumulate = {recipe.train.accumulate}; use a multiple of {parts}."
+        )
     crops = recipe.train.batch * 3 * patch**2 * (1 + recipe.student.scale**2)  # uint8 on the CPU
     if crops > 2 * memory_budget(torch.device("cpu")):
         raise too_large(recipe)

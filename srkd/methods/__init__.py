@@ -252,6 +252,9 @@ def same_type(key: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple) and type(value) is not type(default):
         example = f'["{value}"]' if isinstance(value, str) else "[1, 2]"
         raise SrkdError(f"{key} = {value!r}, but a list is needed, such as {example}.")
+    # The shell takes quotes away: --set method.case=3 means the word "3".
+    if isinstance(default, str) and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if type(value) is not type(default):
         raise SrkdError(
             f"{key} = {value!r} is {type(value).__name__}, but {type(default).__name__} is needed "

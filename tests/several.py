@@ -1,0 +1,43 @@
+"""Run a function in several processes that are one group, as torchrun would start them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+def in_group(world: int, work: Callable[..., T], *arguments: Any) -> list[T]:
+    """What `work(*arguments)` returns on every rank. torch is imported once, in the server of the forks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["srkd.train"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ProcessPoolExecutor(world, context) as pool:
+        tasks = [pool.submit(_as_rank, rank, world, port, work, arguments) for rank in range(world)]
+        return [task.result(timeout=120) for task in tasks]
+
+
+def _as_rank(
+    rank: int, world: int, port: int, work: Callable[..., T], arguments: tuple[Any, ...]
+) -> T:
+    # Bound to this machine: a host name may lead elsewhere.
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    import srkd.ranks as ranks
+
+    with ranks.group("cpu"):
+        return work(*arguments)
