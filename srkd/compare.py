@@ -1,7 +1,8 @@
 """Compare finished runs: quality, size and cost of methods, seed by seed, and against the papers.
 
-Runs that differ only in the seed make one row. Runs of another budget (iterations, data, learning rate,
-validation sets, ...) stand in another table, because their difference is not the method's.
+Runs that differ only in the seed make one row. Runs of another budget (steps on HR, data, learning rate,
+validation sets, ...) stand in another table, because their difference is not the method's. What a stage
+without HR had on top is said.
 
     gain    mean over the seeds that both have of (PSNR-Y of the method - PSNR-Y of scratch), where scratch
             is the same student with the same budget and without teacher; averaged over the sets
@@ -13,135 +14,27 @@ validation sets, ...) stand in another table, because their difference is not th
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from srkd.compare_rows import Gain, Row, Spread
 from srkd.errors import CheckFailedError, SrkdError, nearest
 from srkd.files import plain
+from srkd.finished import HR_STEPS, steps_on_hr
 from srkd.methods import METHODS, file_options
 from srkd.papers import ABOUT, ARXIV, paper_gains, sets_for
 from srkd.step_cost import CostRecord, read_cost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from srkd.finished import Finding, FinishedRun
     from srkd.papers import PaperGain
+    from srkd.recipe import Recipe
 
 COST_SIZE = (256, 256)  # LR pixels (h, w) at which multiply-adds are counted, as in the papers
 USUAL_BASELINE = "logits"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation of `n` values; no deviation with one value."""
-
-    mean: float
-    sd: float | None
-    n: int
-
-
-def spread(values: Iterable[float]) -> Spread:
-    values = list(values)
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
-
-
-@dataclass(frozen=True)
-class Gain:
-    """PSNR-Y differences to scratch in dB: seed -> set -> difference."""
-
-    differences: dict[int, dict[str, float]]
-
-    def over(self, sets: Iterable[str] | None = None) -> Spread:
-        """Over seeds, of the mean over `sets` (None: all)."""
-        names = None if sets is None else set(sets)
-        return spread(
-            fmean(v for s, v in by_set.items() if names is None or s in names)
-            for by_set in self.differences.values()
-        )
-
-    @property
-    def within_spread(self) -> bool | None:
-        """Whether the gain is no larger than its spread; None with one seed: nobody knows."""
-        total = self.over()
-        return None if total.sd is None else abs(total.mean) <= total.sd
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ only in the seed.
-
-    label     the method, with what distinguishes it from other rows of this method and pair
-    series    unique within a student and scale: the label, with the teacher where there are several
-    seeds     seed -> set -> {"psnr_y", "ssim_y"}; equal seeds are averaged, so that each counts once
-    cost      time of a step relative to the baseline method's
-    """
-
-    method: str
-    label: str
-    series: str
-    student: str
-    scale: int
-    teacher: str
-    parameters: int
-    macs_g: float
-    runs: tuple[FinishedRun, ...]
-    seeds: dict[int, dict[str, dict[str, float]]]
-    steps_per_s: float | None
-    gain: Gain | None = None
-    cost: float | None = None
-
-    @property
-    def pair(self) -> tuple[str, int]:
-        return self.student, self.scale
-
-    @property
-    def sets(self) -> tuple[str, ...]:
-        return tuple(self.runs[0].scores)
-
-    def score(self, name: str, metric: str) -> Spread:
-        """Of one set, over the seeds."""
-        return spread(by_set[name][metric] for by_set in self.seeds.values())
-
-    def quality(self) -> Spread:
-        """PSNR-Y in dB, mean over the sets, over the seeds."""
-        return spread(fmean(s["psnr_y"] for s in sets.values()) for sets in self.seeds.values())
-
-    def curve(self) -> list[tuple[int, float]]:
-        """(step, PSNR-Y) at the steps where every run was validated, mean over the runs."""
-        common = set.intersection(*(set(run.curve) for run in self.runs))
-        return [(step, fmean(run.curve[step] for run in self.runs)) for step in sorted(common)]
-
-    def to_dict(self) -> dict[str, Any]:
-        gain = None
-        if self.gain is not None:
-            gain = {
-                **asdict(self.gain.over()),
-                "within_spread": self.gain.within_spread,
-                "by_set": {s: asdict(self.gain.over([s])) for s in self.sets},
-                "by_seed": self.gain.differences,
-            }
-        return {
-            "method": self.method,
-            "label": self.label,
-            "method_config": {p: asdict(c) for p, c in self.runs[0].recipe.method.configs.items()},
-            "student": self.student,
-            "scale": self.scale,
-            "teachers": [{"name": n, "weights_sha256": h} for n, h in self.runs[0].teachers],
-            "parameters": self.parameters,
-            "macs_g": self.macs_g,
-            "scores": {
-                s: {metric: asdict(self.score(s, metric)) for metric in ("psnr_y", "ssim_y")}
-                for s in self.sets
-            },
-            "by_seed": self.seeds,
-            "gain": gain,
-            "steps_per_s": self.steps_per_s,
-            "relative_cost": self.cost,
-            "curve": self.curve(),
-            "runs": [run.to_dict() for run in self.runs],
-        }
 
 
 @dataclass(frozen=True)
@@ -263,7 +156,13 @@ def _settings(run: FinishedRun) -> dict[str, Any]:
         configs[part] = replace(configs[part], **{key: ""})
     if recipe.stage1 is not None and not recipe.stage1.run:
         configs["stage1"] = replace(recipe.stage1, log_every=1, save_every=1)
-    return configs | {"teacher.cache": recipe.teacher.cache}
+    return configs | _ways(recipe)
+
+
+def _ways(recipe: Recipe) -> dict[str, Any]:
+    """Settings beside the method's options that make another row, not another budget."""
+    stage = recipe.train.distil_iterations
+    return {"teacher.cache": recipe.teacher.cache, "train.distil_iterations": stage}
 
 
 def _multiply_adds(runs: Sequence[FinishedRun]) -> dict[str, float]:
@@ -320,7 +219,15 @@ def _first_stages(rows: Sequence[Row]) -> list[str]:
     """What a method with a first stage had besides the budget that the table names."""
     notes = []
     for row in rows:
-        stage1 = row.runs[0].recipe.stage1
+        recipe = row.runs[0].recipe
+        stage1, distil = recipe.stage1, recipe.train.distil_iterations
+        if distil:
+            alone = steps_on_hr(recipe) < recipe.train.iterations
+            notes.append(
+                f"{row.series}: {distil:,} iterations on features alone come on top of this budget."
+                if alone
+                else f"{row.series}: {distil:,} of its steps on HR lie between steps on features."
+            )
         if stage1 is None:
             continue
         notes.append(
@@ -335,7 +242,7 @@ def _first_stages(rows: Sequence[Row]) -> list[str]:
 def _title(run: FinishedRun) -> str:
     b = run.budget
     return (
-        f"{b['train.iterations']:,} iterations, batch {b['train.batch']}, LR patch {b['data.patch']}, "
+        f"{b[HR_STEPS]:,} {HR_STEPS}, batch {b['train.batch']}, LR patch {b['data.patch']}, "
         f"{run.data}, learning rate {b['train.learning_rate']:g} {b['train.schedule']}, "
         f"{b['train.precision']}"
     )
@@ -412,7 +319,7 @@ def _options(row: Row) -> dict[str, Any]:
     }
     own = recipe.stage1 if recipe.stage1 is not None and not recipe.stage1.run else None
     stage1 = {f"stage1.{key}": value for key, value in (asdict(own) if own else {}).items()}
-    return options | stage1 | {"teacher.cache": recipe.teacher.cache}
+    return options | stage1 | _ways(recipe)
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from srkd.compare import Comparison, PaperRow, Row, Spread, Table
+    from srkd.compare import Comparison, PaperRow, Table
+    from srkd.compare_rows import Row, Spread
     from srkd.papers import PaperGain
     from srkd.plots import Figure
 

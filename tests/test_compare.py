@@ -14,8 +14,9 @@ import pytest
 
 from scripts.compare import main
 from srkd import plots
-from srkd.compare import Comparison, Row, compare
+from srkd.compare import Comparison, compare
 from srkd.compare_pages import gain_text, html, markdown
+from srkd.compare_rows import Row
 from srkd.console import run_command
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import read_json, write_json, write_text
@@ -187,10 +188,33 @@ def test_students_options_and_teachers_make_rows_of_their_own(tmp_path: Path) ->
     assert len(set(series)) == 3 and f"logits of {other}" in series
 
 
+def test_a_budget_counts_steps_on_hr(tmp_path: Path) -> None:
+    """Stage-wise fitnet has its steps on HR after those on features; those of mkd's loop count."""
+    longer = ("train.iterations=26", "train.distil_iterations=6")
+    make_run(tmp_path / "s", "scratch", 0, {"Set5": 30.0}, "train.iterations=20")
+    make_run(tmp_path / "f", "fitnet", 0, {"Set5": 30.1}, *longer)
+    make_run(tmp_path / "j", "fitnet", 0, {"Set5": 30.3}, "train.iterations=20")
+    make_run(
+        tmp_path / "m", "mkd", 0, {"Set5": 30.2}, "train.iterations=20", "train.distil_iterations=6"
+    )
+    (table,) = compared(tmp_path).tables
+    assert table.title.startswith("20 steps on HR, ")
+    told = {r.label: gain_text(r) for r in table.rows}
+    assert told == {
+        "scratch": "baseline",
+        "fitnet (train.distil_iterations=0)": "+0.300 ± -",
+        "fitnet (train.distil_iterations=6)": "+0.100 ± -",
+        "mkd": "+0.200 ± -",
+    }
+    notes = "\n".join(table.notes)
+    assert "6): 6 iterations on features alone come on top" in notes
+    assert "mkd: 6 of its steps on HR lie between steps on features" in notes
+
+
 @pytest.mark.parametrize(
     ("change", "facts", "difference"),
     [
-        ("train.iterations=10", {}, "train.iterations: 250000 -> 10"),
+        ("train.iterations=10", {}, "steps on HR: 250000 -> 10"),
         ("train.batch=8", {}, "train.batch: 16 -> 8"),
         ("data.patch=24", {}, "data.patch: 48 -> 24"),
         ("train.learning_rate=1e-3", {}, "train.learning_rate: 0.0001 -> 0.001"),
