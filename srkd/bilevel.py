@@ -156,13 +156,13 @@ def bilevel_iteration(
         group["lr"] = learning_rate
     state.kd.zero_grad(set_to_none=True)  # of what the loop's own step left
     before = [
-        _knowledge_step(student, method, state, lr, taught, bf16) for _ in range(plan.inner_steps)
+        knowledge_step(student, method, state, lr, taught, bf16) for _ in range(plan.inner_steps)
     ]
     terms = {"kd": before[0]}
     return terms if state.meta is None else {**terms, "meta": state.reconstruction}
 
 
-def _knowledge_step(
+def knowledge_step(
     student: Network,
     method: BilevelMethod,
     state: BilevelState,

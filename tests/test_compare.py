@@ -16,7 +16,6 @@ from scripts.compare import main
 from srkd import plots
 from srkd.compare import Comparison, compare
 from srkd.compare_pages import gain_text, html, markdown
-from srkd.compare_rows import Row
 from srkd.console import run_command
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import read_json, write_json, write_text
@@ -27,6 +26,7 @@ from srkd.papers import OUR_NAME, paper_gains, sets_for
 from srkd.recipe import load_recipe
 
 if TYPE_CHECKING:
+    from srkd.compare_rows import Row
     from srkd.networks.base import Network
 
 NETWORKS: dict[str, Network] = {}
