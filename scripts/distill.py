@@ -51,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--stage1",
         metavar="RUN",
-        help="use the first stage (mtkd) of this run instead of training one",
+        help="use the first stage (mtkd, pisr) of this run instead of training one",
     )
     p.add_argument(
         "--cache-teachers",

@@ -14,7 +14,7 @@ from srkd.cost import cost
 from srkd.data.folders import list_pairs
 from srkd.devices import wait_for
 from srkd.errors import SrkdError
-from srkd.first_stage import first_stage_of, trains_first_stage
+from srkd.first_stage import first_stage_of, kind_of, trains_first_stage
 from srkd.images import picture_size
 from srkd.inputs import open_validation
 from srkd.networks import build
@@ -42,7 +42,7 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         seconds = _step_seconds(stage1, stage1.recipe.train.iterations // 2)
         count = _count(stage1.student)
         first["first stage"] = (
-            f"aggregation of {len(stage1.teachers)} teachers, {count:,} parameters; {_step(stage1, seconds)}"
+            f"{kind_of(recipe).summary(recipe)}, {count:,} parameters; {_step(stage1, seconds)}"
         )
         first["time of the first stage"] = _whole_time(
             stage1, seconds * stage1.recipe.train.iterations

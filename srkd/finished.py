@@ -199,14 +199,14 @@ def _described(folder: Path, recipe: Recipe, info: dict[str, Any]) -> FinishedRu
 
 
 def _identity(teacher: dict[str, Any], recipe: Recipe) -> tuple[str, str]:
-    """Name and hash of a teacher; one that the run aggregated itself counts by what it was made of.
+    """Name and hash of a teacher; one that the run made itself counts by what it was made of.
 
-    So runs of several seeds, each with its own first stage, are one row.
+    So runs of several seeds, each with its own first stage, are one row. PISR's teacher is made of no others.
     """
-    own = recipe.stage1 is not None and not recipe.stage1.run
-    hashes = [member["weights_sha256"] for member in teacher.get("aggregates", ())] if own else []
-    name = teacher["name"] + (", own first stage" if own else "")
-    return name, "+".join(hashes) or teacher["weights_sha256"]
+    if recipe.stage1 is None or recipe.stage1.run:
+        return teacher["name"], teacher["weights_sha256"]
+    hashes = [member["weights_sha256"] for member in teacher.get("aggregates", ())]
+    return f"{teacher['name']}, own first stage", "+".join(hashes)
 
 
 def _budget(recipe: Recipe, info: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ def methods() -> dict[str, dict[str, str]]:
     for name, entry in METHODS.items():
         fewest, most = entry.teachers
         needs = (
-            "no teacher"
+            "no teacher: it trains its own"
+            if entry.own_teacher
+            else "no teacher"
             if most == 0
             else "one teacher"
             if (fewest, most) == (1, 1)
@@ -23,7 +25,7 @@ def methods() -> dict[str, dict[str, str]]:
             if (fewest, most) == (0, 1)
             else f"{fewest} or more teachers"
         )
-        if entry.needs_groups:
+        if entry.needs_groups and not entry.own_teacher:
             needs += " with groups"
         rows[name] = {"paper": entry.paper, "needs": needs}
     return rows

@@ -5,7 +5,8 @@
 
 A network is rebuilt from model.json alone. An aggregated teacher (the first stage of MTKD) needs its teachers
 too: model.json says which, by the hash of their weights, in order, and recipe.toml of the folder says where they
-are (`teacher.models`). Its weights.safetensors holds the aggregation network.
+are (`teacher.models`). Its weights.safetensors holds the aggregation network. The teacher of PISR (its first stage)
+has encoder and decoder in one file; it is given HR images, so it is no MODEL.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 
     from srkd.networks.base import Network
     from srkd.networks.dctswin import DctSwin
+    from srkd.networks.privileged import PrivilegedTeacher
 
 FORMAT = 1
 INSIDE_A_RUN = ("stage1", "baseline")
 AGGREGATE_FAMILY = "dctswin"
+PRIVILEGED_FAMILY = "privileged"
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
 
@@ -84,10 +87,16 @@ def shipped_models() -> list[str]:
 
 def _load_folder(folder: Path) -> LoadedModel:
     from srkd.networks.dctswin import DctSwin
+    from srkd.networks.privileged import PrivilegedTeacher
 
     network, info = _read_folder(folder)
     if isinstance(network, DctSwin):
         return _aggregate(folder, network, info, None)
+    if isinstance(network, PrivilegedTeacher):
+        raise SrkdError(
+            f"{folder} holds the teacher of a pisr run, which is given the HR image itself and upscales nothing; give "
+            "the run's student, or use it as --stage1 of another run."
+        )
     return LoadedModel(network, _name(folder), folder, network.facts, info)
 
 
@@ -107,12 +116,30 @@ def load_aggregate(
             f"{folder} holds a network (family '{network.family}'), not an aggregated teacher; give the "
             "folder of a first stage."
         )
-    if scale is not None and network.scale != scale:
-        raise SrkdError(
-            f"the first stage in {folder} is x{network.scale}, but x{scale} was asked for; choose a first stage "
-            f"of x{scale}, or --scale {network.scale}."
-        )
+    _check_scale(folder, network.scale, scale)
     return _aggregate(folder, network, info, teachers)
+
+
+def load_privileged(folder: Path, scale: int | None = None) -> LoadedModel:
+    """The teacher of PISR in a run folder, in eval mode: its network is a `PrivilegedTeacher` and takes HR images."""
+    from srkd.networks.privileged import PrivilegedTeacher
+
+    network, info = _read_folder(folder)
+    if not isinstance(network, PrivilegedTeacher):
+        raise SrkdError(
+            f"{folder} holds a network (family '{network.family}'), not a teacher that sees HR images; give the "
+            "folder of a first stage of pisr."
+        )
+    _check_scale(folder, network.scale, scale)
+    return LoadedModel(network.eval(), _name(folder), folder, network.facts, info)
+
+
+def _check_scale(folder: Path, found: int, wanted: int | None) -> None:
+    if wanted is not None and found != wanted:
+        raise SrkdError(
+            f"the first stage in {folder} is x{found}, but x{wanted} was asked for; choose a first stage "
+            f"of x{wanted}, or --scale {found}."
+        )
 
 
 def _aggregate(
@@ -203,7 +230,7 @@ def weights_hash(model: LoadedModel) -> str:
     return sha256(source) + (f"+{sha256(sidecar)}" if sidecar.is_file() else "")
 
 
-def _read_folder(folder: Path) -> tuple[Network | DctSwin, dict[str, Any]]:
+def _read_folder(folder: Path) -> tuple[Network | DctSwin | PrivilegedTeacher, dict[str, Any]]:
     """The network that model.json describes, with the folder's weights, and model.json itself."""
     from srkd.networks import build_family
 
@@ -218,6 +245,8 @@ def _read_folder(folder: Path) -> tuple[Network | DctSwin, dict[str, Any]]:
         family, arguments = info["family"], info["arguments"]
         if family == AGGREGATE_FAMILY:
             network = _build_dctswin(arguments)
+        elif family == PRIVILEGED_FAMILY:
+            network = _build_privileged(arguments)
         else:
             network = build_family(family, arguments)
         if info["scale"] != network.scale or not arguments.get("rgb_range", 1) > 0:
@@ -248,6 +277,14 @@ def _build_dctswin(arguments: dict[str, Any]) -> DctSwin:
 
     # JSON has lists, configs are hashable.
     return DctSwin(DctSwinConfig(**{**arguments, "depths": tuple(arguments["depths"])}))
+
+
+def _build_privileged(arguments: dict[str, Any]) -> PrivilegedTeacher:
+    from srkd.networks import build_family
+    from srkd.networks.privileged import PrivilegedTeacher
+
+    decoder = arguments["decoder"]
+    return PrivilegedTeacher(build_family(decoder["family"], decoder["arguments"]))
 
 
 def _load_file(path: Path, scale: int | None) -> LoadedModel:
@@ -284,9 +321,14 @@ def save_aggregate(
     _save(folder, network, None, network.state_dict(), {"aggregates": members, **info})
 
 
+def save_privileged(folder: Path, network: PrivilegedTeacher, info: dict[str, Any]) -> None:
+    """The same for the teacher of PISR; `scores` in `info` are those of HR images as its input."""
+    _save(folder, network, None, network.state_dict(), {"input": "the HR image", **info})
+
+
 def _save(
     folder: Path,
-    network: Network | DctSwin,
+    network: Network | DctSwin | PrivilegedTeacher,
     zoo: str | None,
     state: dict[str, Tensor],
     info: dict[str, Any],

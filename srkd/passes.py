@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from srkd.networks.base import Network
+from srkd.networks.privileged import PrivilegedTeacher
 from srkd.types import Pass
 
 
 def forward(network: nn.Module, lr: Tensor, taps: tuple[str, ...] = ()) -> Pass:
     """One pass of a network of ours or a foreign one (which has outputs only)."""
-    if isinstance(network, Network):
+    if isinstance(network, Network | PrivilegedTeacher):
         return network.run(lr, taps)
     return Pass(network=network, sr=network(lr))
 

@@ -65,7 +65,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Stage1Config(TrainConfig):
-    """The first stage of a method that has one (MTKD); what is not set is as in [train] and [data]."""
+    """The first stage of a method that has one; what is not set is as in [train] and [data].
+
+    It is one stage: `distil_iterations` is not taken over, and refused.
+    """
 
     run: str = ""  # a run whose first stage is used again; empty: it is trained in this run
     patch: int = 48  # LR pixels
@@ -319,7 +322,8 @@ def _stage1(
                 "leave it out."
             )
         return None
-    usual = Stage1Config(**asdict(sections["train"]), patch=sections["data"].patch)
+    train = {**asdict(sections["train"]), "distil_iterations": 0}
+    usual = Stage1Config(**train, patch=sections["data"].patch)
     return _section("stage1", usual, values)
 
 
@@ -351,6 +355,11 @@ def _check(recipe: Recipe) -> None:
     _check_positive("data.patch", recipe.data.patch)
     if recipe.stage1 is not None:
         _check_train("stage1", recipe.stage1)
+        if recipe.stage1.distil_iterations:
+            raise SrkdError(
+                f"stage1.distil_iterations = {recipe.stage1.distil_iterations}, but a first stage learns no features "
+                "of a teacher; leave it out (train.distil_iterations is for the second stage)."
+            )
         _check_positive("stage1.patch", recipe.stage1.patch)
     if recipe.stages not in STAGES:
         raise SrkdError(f"stages = '{recipe.stages}'; {nearest(recipe.stages, STAGES)}")

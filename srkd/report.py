@@ -11,10 +11,13 @@ import torch
 
 from srkd.aggregate import AGGREGATED, Aggregate
 from srkd.data.degradation import upscale_uint8
+from srkd.data.sets import given_hr
 from srkd.evaluate import score, score_bicubic, score_parts
 from srkd.files import replacing, write_text
+from srkd.first_stage import kind_of
 from srkd.images import to_tensor, to_uint8
 from srkd.models import load_model
+from srkd.networks.privileged import PrivilegedTeacher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 
 CROP_PX = 96  # HR pixels shown of each picture in a sample, before enlargement
 ENLARGE = 2
+ABOUT_HR = (
+    "The teacher is given the HR image: its score says what an image of LR size that it makes itself can keep, and "
+    "nothing about upscaling.\n"
+)
 
 
 def write_report(
@@ -59,12 +66,7 @@ def write_report(
     rows.append({"name": name, "parameters": count, "scores": scores})
     if run.recipe.validate.teachers:
         for teacher in teachers:
-            aggregate = isinstance(teacher.network, Aggregate)
-            rows += (
-                aggregate_rows(teacher, sets)
-                if aggregate
-                else [_row(f"teacher {teacher.name}", teacher, sets)]
-            )
+            rows += teacher_rows(teacher, sets)
     write_text(run.folder / "report.md", _markdown(run, student, rows, sets, teachers))
     return rows
 
@@ -72,12 +74,14 @@ def write_report(
 def write_first_report(
     run: Run, sets: Sequence[EvaluationSet], device: torch.device
 ) -> list[dict[str, Any]]:
-    """The same for a first stage: the aggregated teacher beside every single one and their plain mean."""
-    model = load_model(run.folder)
+    """The same for a first stage: the aggregated teacher beside every single one and their plain mean, or the
+    teacher that is given the HR image."""
+    model = kind_of(run.recipe).trained(run.recipe, run.folder)
     model.network.to(device)
     bicubic = {s.name: _plain(score_bicubic(s)) for s in sets}
-    rows = [{"name": "bicubic", "parameters": 0, "scores": bicubic}, *aggregate_rows(model, sets)]
-    write_text(run.folder / "report.md", _markdown(run, model, rows, sets, remark=below_best(rows)))
+    rows = [{"name": "bicubic", "parameters": 0, "scores": bicubic}, *teacher_rows(model, sets)]
+    remark = ABOUT_HR if isinstance(model.network, PrivilegedTeacher) else below_best(rows)
+    write_text(run.folder / "report.md", _markdown(run, model, rows, sets, remark=remark))
     return rows
 
 
@@ -93,6 +97,15 @@ def below_best(rows: list[dict[str, Any]]) -> str:
         f"The {AGGREGATED} ({own:.2f} dB) is below {best} ({mean[best]:.2f} dB): train the first stage longer "
         "(stage1.iterations), or let it start at the mean of the teachers (method.image_skip=mean).\n"
     )
+
+
+def teacher_rows(model: LoadedModel, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+    """The rows of a teacher: one, or those of everything that an aggregated one is made of."""
+    if isinstance(model.network, Aggregate):
+        return aggregate_rows(model, sets)
+    if isinstance(model.network, PrivilegedTeacher):
+        return [_row(f"{model.name}, given HR", model, [given_hr(s) for s in sets])]
+    return [_row(f"teacher {model.name}", model, sets)]
 
 
 def aggregate_rows(model: LoadedModel, sets: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
@@ -192,7 +205,7 @@ def _markdown(
         *(
             _first_stage_line(teacher)
             for teacher in teachers
-            if isinstance(teacher.network, Aggregate)
+            if isinstance(teacher.network, Aggregate | PrivilegedTeacher)
         ),
         markdown_table(rows) + (f"\n{remark}" if remark else ""),
         f"Protocol paper-y: Y of BT.601, 8-bit output, border of {student.scale} px left out. LR: {origins}.",
@@ -209,10 +222,11 @@ def _markdown(
 
 
 def _first_stage_line(teacher: LoadedModel) -> str:
-    """What the aggregated teacher cost beforehand: it is not in the student's budget."""
+    """What the first stage cost beforehand: it is not in the student's budget."""
     t = teacher.info["training"]
+    made = "aggregated" if isinstance(teacher.network, Aggregate) else "trained"
     return (
-        f"Its teacher was aggregated beforehand: {t['iterations']:,} iterations of batch {t['batch']}, LR patch "
+        f"Its teacher was {made} beforehand: {t['iterations']:,} iterations of batch {t['batch']}, LR patch "
         f"{t['patch']}, {t['seconds']:.0f} s on {t['device']}, sha256 `{teacher.info['weights_sha256']}`.\n"
     )
 

@@ -142,9 +142,9 @@ def look(
         seed=t.recipe.seed,
     )
     with torch.no_grad():
-        views = method.views(batch)
+        views, shown = method.views(batch), method.teacher_input(batch)
     with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
-        teachers = _teacher_passes(t, lr, views, taught) if method.needs_teacher_pass else []
+        teachers = _teacher_passes(t, shown, views, taught) if method.needs_teacher_pass else []
         features = _teacher_features(t, lr, teachers) if t.bilevel is not None else {}
     return Seen(batch, views, teachers, features)
 
@@ -182,12 +182,12 @@ def loss_terms(
 
 @torch.no_grad()
 def _teacher_passes(
-    training: Training, lr: Tensor, wanted: dict[str, ViewInput], taught: tuple[Tensor, ...]
+    training: Training, shown: Tensor, wanted: dict[str, ViewInput], taught: tuple[Tensor, ...]
 ) -> list[list[Pass]]:
     """For every teacher its passes over the batch (from the cache, if there is one) and over the views."""
     views, taps = [view.teacher for view in wanted.values()], training.method.teacher_taps
     if not taught:
-        return [passes(m.network, [lr, *views], taps) for m in training.teachers]
+        return [passes(m.network, [shown, *views], taps) for m in training.teachers]
     return [
         [Pass(network=m.network, sr=known), *passes(m.network, views, ())]
         for m, known in zip(training.teachers, taught, strict=True)

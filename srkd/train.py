@@ -17,11 +17,12 @@ import torch
 
 import srkd.ranks as ranks
 from srkd.data.sampling import Prefetcher
+from srkd.data.sets import given_hr
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.evaluate import score
 from srkd.files import write_text
 from srkd.first_stage import FOLDER as FIRST_STAGE
-from srkd.first_stage import first_stage_of, trains_first_stage
+from srkd.first_stage import first_stage_of, kind_of, trains_first_stage
 from srkd.inputs import Inputs, open_inputs
 from srkd.methods import plan
 from srkd.progress import StatusLine, TrainingLine, counter
@@ -185,7 +186,7 @@ def _train_first_stage(
     if ranks.first_says(ranks.together(again)):
         line.say(f"first stage: {folder} is complete")
         return True
-    line.say(f"first stage: aggregating {len(recipe.teacher.models)} teachers into {folder}")
+    line.say(f"first stage: {kind_of(recipe).summary(recipe)}, in {folder}")
     own = _inner_run(folder, first)
     try:
         training = prepare(first, device)
@@ -315,7 +316,7 @@ def _scores(t: Training, inputs: Inputs) -> Scores:
     """PSNR-Y and SSIM-Y of the network that will be kept, on every validation set; images are shared out."""
     scores: Scores = {}
     upscaler = t.upscaler
-    for evaluation_set in inputs.sets:
+    for evaluation_set in map(given_hr, inputs.sets) if t.given_hr else inputs.sets:
         own = evaluation_set.readers[ranks.rank() :: ranks.world()]
         part = score(upscaler, replace(evaluation_set, readers=own))
         result = replace(part, images=tuple(ranks.gathered(part.images)))
@@ -344,10 +345,10 @@ def _validate(
                 run.save_state(state_of(t, inputs), best=True)
         line.validated(psnr, t.best_psnr)
         line.say(
-            f"step {t.done}: "
+            f"step {t.done}{', of the HR image' if t.given_hr else ''}: "
             + " · ".join(f"{n} {s['psnr_y']:.2f} / {s['ssim_y']:.4f}" for n, s in scores.items())
         )
-        if ranks.is_first():
+        if ranks.is_first() and not t.given_hr:
             samples(run.folder / "samples", t.upscaler, inputs.sets[0], t.done)
     return scores
 

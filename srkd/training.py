@@ -18,17 +18,12 @@ from srkd.aggregate import Aggregate
 from srkd.bilevel import BilevelState
 from srkd.devices import pick_device, pick_precision, place
 from srkd.errors import MissingError, SrkdError
-from srkd.first_stage import (
-    aggregated_teacher,
-    aggregation_network,
-    first_stage_folder,
-    untrained_teacher,
-    with_network_of,
-)
+from srkd.first_stage import first_stage_folder, kind_of, with_network_of
 from srkd.methods import METHODS, check_teachers, file_options, make, make_first_stage
-from srkd.models import load_model, save_aggregate, save_model, weights_hash
+from srkd.models import load_model, save_aggregate, save_model, save_privileged, weights_hash
 from srkd.networks import build
 from srkd.networks.base import Network
+from srkd.networks.privileged import PrivilegedTeacher
 from srkd.tiling import memory_budget, out_of_memory
 from srkd.types import Setting
 
@@ -42,19 +37,22 @@ if TYPE_CHECKING:
     from srkd.recipe import Recipe, TrainConfig
     from srkd.types import Facts
 
+    Trained = Network | DctSwin | PrivilegedTeacher
+
 
 @dataclass
 class Training:
     """The networks and the progress of one training run; `done` counts completed steps.
 
-    In a first stage `student` is the aggregation network, which works on the teachers' outputs.
+    In a first stage `student` is what that trains: the aggregation network, which works on the teachers' outputs, or
+    the teacher that sees the HR image.
     """
 
     recipe: Recipe
     device: torch.device
     precision: str
-    student: Network | DctSwin
-    average: Network | DctSwin | None
+    student: Trained
+    average: Trained | None
     teachers: list[LoadedModel]
     teacher_hashes: list[str]
     method: Method
@@ -67,7 +65,7 @@ class Training:
     seconds: float = 0.0
 
     @property
-    def result(self) -> Network | DctSwin:
+    def result(self) -> Trained:
         """The network that is kept: the average weights if EMA is on."""
         return self.average if self.average is not None else self.student
 
@@ -77,16 +75,28 @@ class Training:
         return 0 < self.recipe.train.distil_iterations <= self.done
 
     @property
-    def upscaler(self) -> Network | Aggregate:
-        """What makes SR of LR: the result, after a first stage with its teachers before it."""
+    def upscaler(self) -> Network | Aggregate | PrivilegedTeacher:
+        """What makes SR of LR: the result, an aggregation network with its teachers before it.
+
+        A `PrivilegedTeacher` makes it of HR.
+        """
         result = self.result
-        return result if isinstance(result, Network) else Aggregate(self.teachers, result).eval()
+        if isinstance(result, Network | PrivilegedTeacher):
+            return result
+        return Aggregate(self.teachers, result).eval()
+
+    @property
+    def given_hr(self) -> bool:
+        """Whether the trained network is given the HR image: no score of it is one of an upscaler."""
+        return isinstance(self.student, PrivilegedTeacher)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Write the result with its description."""
         result = self.result
         if isinstance(result, Network):
             save_model(folder, result, info)
+        elif isinstance(result, PrivilegedTeacher):
+            save_privileged(folder, result, info)
         else:
             save_aggregate(folder, result, self.teachers, self.teacher_hashes, info)
 
@@ -116,18 +126,18 @@ def ema_decay_at(decay: float, step: int) -> float:
 def load_teachers(recipe: Recipe, stage1: Path | None = None) -> list[LoadedModel]:
     """The frozen teachers in the order of the recipe; wrong scale and wrong number are refused.
 
-    After a first stage they are one: the aggregated teacher.
+    After a first stage they are one: what that made.
     """
     staged = recipe.stage1 is not None and recipe.stages == "all"
     folder = first_stage_folder(recipe, stage1) if staged else None
     if folder is not None:
-        teachers = [aggregated_teacher(recipe, folder)]
+        teachers = [kind_of(recipe).trained(recipe, folder)]
     else:
         scale = recipe.student.scale
         teachers = [load_model(os.path.expandvars(spec), scale) for spec in recipe.teacher.models]
         check_teachers(recipe.method, [t.is_ours for t in teachers])
         if staged:
-            teachers = [untrained_teacher(recipe, teachers)]
+            teachers = [kind_of(recipe).untrained(recipe, teachers)]
     for teacher in teachers:
         teacher.network.requires_grad_(False).eval()
     return teachers
@@ -137,7 +147,7 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
     """Build networks, method and optimiser; nothing is trained or written.
 
     `stage1` holds the trained first stage of a method that has one; without it (and without
-    `stage1.run`) the aggregated teacher has fresh weights, which is enough to check everything.
+    `stage1.run`) its teacher has fresh weights, which is enough to check everything.
     """
     target = pick_device(device)
     precision, _ = pick_precision(recipe.train.precision, target)
@@ -146,8 +156,8 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
         resolved, _ = pick_precision(recipe.stage1.precision, target)
         recipe = replace(recipe, stage1=replace(recipe.stage1, precision=resolved))
     teachers = load_teachers(recipe, stage1)
-    # Hashed now: what is on the disk later need not be what was loaded. Before its first stage an
-    # aggregated teacher has no file.
+    # Hashed now: what is on the disk later need not be what was loaded. Before the first stage its
+    # teacher has no file.
     hashes = [weights_hash(teacher) for teacher in teachers if teacher.source != Path()]
     if hashes and recipe.stages == "all" and recipe.stage1 is not None:
         recipe = with_network_of(recipe, teachers[0].network)
@@ -155,15 +165,15 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         student = (
-            aggregation_network(recipe, len(teachers))
+            kind_of(recipe).network(recipe, len(teachers))
             if recipe.stages == "first"
             else start_weights(recipe)
         )
         method = make_method(recipe, student, teachers)
         if isinstance(student, Network) and not recipe.student.weights:
-            method.start(student)
+            method.start(student, tuple(t.network for t in teachers))
     check_batch(recipe)
-    what = "student" if isinstance(student, Network) else "aggregation network"
+    what = kind_of(recipe).trains if recipe.stages == "first" else "student"
     check_patch(recipe, [(what, student.facts), *((t.name, t.facts) for t in teachers)])
     notes = method.check(setting_of(recipe, target))
     check_cache(recipe, method)
@@ -201,9 +211,7 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
     )
 
 
-def bilevel_state(
-    recipe: Recipe, student: Network | DctSwin, method: Method
-) -> BilevelState | None:
+def bilevel_state(recipe: Recipe, student: Trained, method: Method) -> BilevelState | None:
     """The optimisers of the method's bilevel step, None for methods without one."""
     found = method.bilevel_part
     if found is None:
@@ -299,7 +307,7 @@ def check_patch(recipe: Recipe, networks: list[tuple[str, Facts]]) -> None:
             )
 
 
-def compile_passes(student: Network | DctSwin, device: torch.device) -> None:
+def compile_passes(student: Trained, device: torch.device) -> None:
     """torch.compile the student's pass; on a CPU that needs a C++ compiler."""
     compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
     if device.type == "cpu" and not any(c and shutil.which(c) for c in compilers):
@@ -307,7 +315,7 @@ def compile_passes(student: Network | DctSwin, device: torch.device) -> None:
             "train.compile needs a C++ compiler on the CPU, and there is none; install g++ or set "
             "train.compile=false."
         )
-    if isinstance(student, Network):
+    if isinstance(student, Network | PrivilegedTeacher):
         student.run = torch.compile(student.run)  # type: ignore[method-assign]
     else:
         student.compile()
@@ -332,7 +340,7 @@ def too_large(recipe: Recipe) -> SrkdError:
     )
 
 
-def make_method(recipe: Recipe, student: Network | DctSwin, teachers: list[LoadedModel]) -> Method:
+def make_method(recipe: Recipe, student: Trained, teachers: list[LoadedModel]) -> Method:
     """The method's layers; sizes beyond all memory are refused."""
     build_method = make_first_stage if recipe.stages == "first" else make
     try:

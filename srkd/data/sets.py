@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +62,17 @@ class EvaluationSet:
     def __iter__(self) -> Iterator[EvaluationImage]:
         for read in self.readers:
             yield read()
+
+
+def given_hr(evaluation_set: EvaluationSet) -> EvaluationSet:
+    """The set with the HR image in place of the LR image: what a teacher that is given HR is scored on."""
+
+    def read(original: Callable[[], EvaluationImage]) -> EvaluationImage:
+        image = original()
+        return replace(image, lr=image.hr)
+
+    readers = tuple(partial(read, original) for original in evaluation_set.readers)
+    return replace(evaluation_set, lr_origin="the HR image itself", readers=readers)
 
 
 def open_set(spec: str | Path, scale: int) -> EvaluationSet:

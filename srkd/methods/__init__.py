@@ -26,7 +26,7 @@ RESERVED_WEIGHTS = {"pixel": "pixel_weight", "logits": "logits_weight"}
 class MethodEntry:
     """`teachers` is how many the method takes: (fewest, most); most None means any number.
 
-    `first_stage` trains one aggregated teacher of all of them, which is then the teacher of every part.
+    `first_stage` trains one teacher, of all of them or of none, which is then the teacher of every part.
     `bilevel` says that the method has updates of its own before the step of the loop (`Method.bilevel`).
     """
 
@@ -36,6 +36,11 @@ class MethodEntry:
     needs_groups: bool = False
     first_stage: str = ""
     bilevel: bool = False
+
+    @property
+    def own_teacher(self) -> bool:
+        """Whether its teacher is made in the first stage from nothing but the training images."""
+        return bool(self.first_stage) and self.teachers == (0, 0)
 
 
 METHODS: dict[str, MethodEntry] = {
@@ -88,6 +93,13 @@ METHODS: dict[str, MethodEntry] = {
         "Wang et al., IJCAI 2021, arXiv 2105.11683",
         teachers=(0, 1),
         needs_groups=True,
+    ),
+    "pisr": MethodEntry(
+        "srkd.methods.pisr:Pisr",
+        "Lee et al., ECCV 2020, arXiv 2007.07524",
+        teachers=(0, 0),
+        needs_groups=True,
+        first_stage="srkd.methods.pisr:PrivilegedTraining",
     ),
 }
 
@@ -176,6 +188,14 @@ def plan(name: str, options: dict[str, Any], family: str = "", scale: int = 0) -
 
 def _check_together(parts: tuple[str, ...]) -> None:
     """Refuse parts that no teacher, no number of teachers or no iteration suits."""
+    alone = [p for p in parts if METHODS[p].own_teacher]
+    if alone and len(parts) > 1:
+        raise SrkdError(
+            f"'{'+'.join(parts)}' cannot be combined: '{alone[0]}' trains a teacher of its own, which sees the HR "
+            f"image and teaches no other method; name '{alone[0]}' alone, or leave it out."
+        )
+    if alone:
+        return
     first = [p for p in parts if METHODS[p].first_stage]
     inside = [p for p in parts if METHODS[p].needs_groups]
     if first and inside:
@@ -276,6 +296,11 @@ def check_teachers(plan: MethodPlan, ours: list[bool]) -> None:
                 f"{len(ours)}; add --teacher MODEL."
             )
         if most is not None and len(ours) > most:
+            if entry.own_teacher:
+                raise SrkdError(
+                    f"method '{part}' trains its own teacher, but {len(ours)} were given; drop --teacher (or set "
+                    "teacher.models=[] over a recipe that names one)."
+                )
             if most == 0:
                 raise SrkdError(
                     f"method '{part}' uses no teacher, but {len(ours)} were given; drop --teacher (or "
@@ -312,6 +337,6 @@ def make(plan: MethodPlan, student: nn.Module, teachers: tuple[nn.Module, ...]) 
 def make_first_stage(
     plan: MethodPlan, network: nn.Module, teachers: tuple[nn.Module, ...]
 ) -> Method:
-    """The first stage as a method of its own, whose student is the aggregation network."""
+    """The first stage as a method of its own, whose student is the network that it trains."""
     part = plan.first_stage
     return cast("Method", _load(METHODS[part].first_stage)(plan.configs[part], network, teachers))

@@ -77,7 +77,7 @@ class Method(nn.Module):
         """Refuse what cannot work (`SrkdError`) and return what the user should know beforehand."""
         return ()
 
-    def start(self, student: nn.Module) -> None:
+    def start(self, student: nn.Module, teachers: tuple[nn.Module, ...]) -> None:
         """Set the student's first weights, where a paper asks for it; not called with `student.weights`."""
 
     def views(self, batch: Batch) -> dict[str, ViewInput]:
@@ -89,6 +89,10 @@ class Method(nn.Module):
 
     def student_input(self, batch: Batch, teachers: tuple[Pass, ...]) -> Tensor:
         """What the student sees of the batch; other than LR where it works on the teachers' outputs."""
+        return batch.lr
+
+    def teacher_input(self, batch: Batch) -> Tensor:
+        """What the teachers see of the batch; other than LR where the paper's teacher is shown more."""
         return batch.lr
 
     def loss(self, step: Step) -> dict[str, Tensor]:
@@ -163,9 +167,13 @@ class Composed(Method):
     def check(self, setting: Setting) -> tuple[str, ...]:
         return tuple(f"{n}: {note}" for n, p in self._methods() for note in p.check(setting))
 
-    def start(self, student: nn.Module) -> None:
+    def start(self, student: nn.Module, teachers: tuple[nn.Module, ...]) -> None:
         for _, part in self._methods():
-            part.start(student)
+            part.start(student, teachers)
+
+    def teacher_input(self, batch: Batch) -> Tensor:
+        # A method whose teacher sees other images than LR is no part of a composition.
+        return self._methods()[0][1].teacher_input(batch)
 
     def views(self, batch: Batch) -> dict[str, ViewInput]:
         return {

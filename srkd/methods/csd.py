@@ -230,7 +230,7 @@ class Csd(Method):
         return tuple(notes)
 
     @torch.no_grad()
-    def start(self, student: nn.Module) -> None:
+    def start(self, student: nn.Module, teachers: tuple[nn.Module, ...]) -> None:
         """The slice of the wide network, fresh or the teacher's, as if the tensors were one."""
         wide = dict(self.wide.named_parameters())
         for name, parameter in student.named_parameters():

@@ -211,7 +211,7 @@ def test_start_is_the_slice_of_the_teacher(vgg_file: Path) -> None:
     student, teacher = network(), network({**TINY, "channels": 6}, seed=1)
     method = csd(student, vgg_file, teacher)
     assert method.wide.channels == 6
-    method.start(student)
+    method.start(student, (teacher,))
     narrow = dict(student.named_parameters())
     for name, parameter in teacher.named_parameters():
         assert torch.equal(narrow[name], parameter[corner(narrow[name])]), name
@@ -228,7 +228,7 @@ def test_training_is_that_of_one_shared_tensor(vgg_file: Path) -> None:
     """Some steps of Adam against a single wide network from which the student is cut."""
     student = network()
     method = csd(student, vgg_file)
-    method.start(student)
+    method.start(student, ())
     one = copy.deepcopy(method.wide)
     hidden = copy.deepcopy(dict(method.wide.named_parameters()))
     adam = torch.optim.Adam([*student.parameters(), *method.parameters()], lr=1e-3, fused=True)
