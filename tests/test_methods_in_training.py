@@ -57,7 +57,7 @@ def recipe_for(name: str, teacher: Path, *changes: str) -> Recipe:
         "train.precision=fp32",
         *(option for part in name.split("+") for option in OPTIONS.get(part, ())),
     ]
-    if name != "scratch":
+    if name not in ("scratch", "pisr"):  # pisr's own teacher has fresh weights here
         small.append(f"teacher.models=['{teacher}']")
     return load_recipe(None, [*small, *changes])
 
