@@ -173,6 +173,9 @@ def test_no_engine_is_a_failed_check_with_the_first_error(trt: StandIn, tmp_path
     with pytest.raises(CheckFailedError, match=r"4x4:8x8:16x12: out of memory\. Smaller sizes"):
         made(tmp_path, "tensorrt")
     assert not (tmp_path / "n.plan").exists()
+    trt.switch(plan=PLAN, opens=False)  # errors of another call are not taken for this one's
+    with pytest.raises(SrkdError, match=r"cannot open .*: magic tag"):
+        opened(tmp_path, "tensorrt")
 
 
 def test_all_errors_of_the_parser_are_in_one_sentence(trt: StandIn, tmp_path: Path) -> None:
