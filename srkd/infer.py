@@ -40,7 +40,7 @@ from srkd.images import (
 from srkd.loaded import LoadedModel
 from srkd.models import load_model
 from srkd.png import PngWriter
-from srkd.tiling import Tile, auto_tile, bands, memory_budget
+from srkd.tiling import Tile, auto_tile, bands, largest_kept, memory_budget, overlap_px
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -360,21 +360,29 @@ def _bands(
     """`srkd.tiling.bands` with the book-keeping of `work`."""
     w = size[1]
     _say_if_inexact(model, size, work)
+    _say_if_extended(model, size, work)
 
     def on_tile(tile: Tile) -> None:
         work.tiles += 1
         if work.progress is not None:
-            kept = (tile.keep_bottom - tile.keep_top) * tile.keep_right
-            work.progress(tile.keep_top * w + kept)
+            top = tile.keep_top + tile.fade_rows
+            work.progress(top * w + (tile.keep_bottom - top) * tile.keep_right)
 
     def on_shrink(tile_px: int) -> None:
         work.notes.append(f"out of memory, went on with tiles of {tile_px} px")
         work.tile_px = tile_px
         _say_if_inexact(model, size, work)
 
-    run = runner(model, device)
     yield from bands(
-        run, read, size, model.facts, work.tile_px, finish, on_tile=on_tile, on_shrink=on_shrink
+        runner(model, device),
+        read,
+        size,
+        model.facts,
+        work.tile_px,
+        finish,
+        limits=model.limits,
+        on_tile=on_tile,
+        on_shrink=on_shrink,
     )
 
 
@@ -405,11 +413,18 @@ def runner(model: LoadedModel, device: torch.device) -> Run:
 def _tile_px(
     tile: TileChoice, size: tuple[int, int], model: LoadedModel, device: torch.device
 ) -> int | None:
-    if tile == "auto":
-        budget = memory_budget(device)
-        return auto_tile(*size, model.facts, feature_channels(model.network), budget)
-    if tile is not None and tile < 1:
+    if tile is not None and tile != "auto" and tile < 1:
         raise SrkdError(f"a tile of {tile} px was asked for; give at least 1, auto or none.")
+    most = largest_kept(size, model.facts, model.limits)
+    if tile == "auto":
+        channels = feature_channels(model.network)
+        return auto_tile(*size, model.facts, channels, memory_budget(device), most)
+    if most is not None and (tile is None or tile > most):
+        asked = "the whole picture" if tile is None else f"a tile of {tile} px"
+        raise SrkdError(
+            f"{asked} was asked for, but {model.name} takes tiles of at most {most} px beside their halo; give "
+            "a smaller tile or auto, or export it for larger sizes (--size)."
+        )
     # A tile that holds the image is the whole image.
     return None if tile is None or tile >= max(size) else tile
 
@@ -427,9 +442,18 @@ def _say_if_inexact(model: LoadedModel, size: tuple[int, int], work: _Work) -> N
     if model.facts.exact_tiling or work.tile_px is None or work.tile_px >= max(size):
         return
     work.notes.append(
-        f"{model.name} looks at the whole image, so tiles of {work.tile_px} px are not exact and may "
-        "show faintly; --tile none avoids it where memory allows"
+        f"{model.name} looks at the whole image, so tiles of {work.tile_px} px are not exact; they are "
+        f"blended over {overlap_px(model.facts)} px, and --tile none avoids them where memory allows"
     )
+
+
+def _say_if_extended(model: LoadedModel, size: tuple[int, int], work: _Work) -> None:
+    least = model.limits.smallest
+    if size[0] < least[0] or size[1] < least[1]:
+        work.notes.append(
+            f"{model.name} takes {least[1]}x{least[0]} px or more, so the picture was extended by its edge; the "
+            "result differs from that of the network near the right and bottom border"
+        )
 
 
 def _loaded(model: LoadedModel | str | Path) -> LoadedModel:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from srkd.errors import SrkdError
+from srkd.types import ANY_SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
 
-    from srkd.types import Facts
+    from srkd.types import Facts, Limits
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class LoadedModel:
     """A network in eval mode with what is known about it.
 
     `network` maps (N, 3, h, w) in [0, 1] to (N, 3, scale*h, scale*w). It is a `Network` of ours, or a
-    foreign module, which has outputs but no groups (`is_ours`).
+    foreign module, which has outputs but no groups (`is_ours`). `limits` are sizes beyond which it does
+    not run: pictures are cut or extended to them.
     """
 
     network: nn.Module
@@ -32,6 +34,7 @@ class LoadedModel:
     facts: Facts
     info: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    limits: Limits = ANY_SIZE
 
     @property
     def scale(self) -> int:

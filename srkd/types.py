@@ -38,6 +38,20 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Sizes (h, w) in LR pixels that can be run, from `smallest` to `largest` (None: no end).
+
+    A network has none of its own beyond `Facts.minimum_px`; an engine built for a range of sizes has.
+    """
+
+    smallest: tuple[int, int] = (1, 1)
+    largest: tuple[int, int] | None = None
+
+
+ANY_SIZE = Limits()
+
+
+@dataclass(frozen=True)
 class Pass:
     """One forward pass of one network.
 

@@ -14,22 +14,39 @@ from srkd.errors import MissingError, SrkdError
 from srkd.networks import build, build_family
 from srkd.networks.rcan import ChannelAttention
 from srkd.tiling import (
+    LARGEST_INDEX,
+    OVERLAP_PX,
+    Tile,
     auto_tile,
     bands,
     bytes_per_pixel,
     halo_px,
+    largest_kept,
+    largest_tile,
     memory_budget,
     out_of_memory,
-    plan,
+    overlap_px,
+    plan_band,
     run_padded,
     upscale_tiled,
 )
-from srkd.types import Facts
+from srkd.types import ANY_SIZE, Facts, Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from srkd.networks.base import Network
 
 CONV = Facts(scale=2, receptive_field_px=3, exact_tiling=True)
+GLOBAL = Facts(scale=1, receptive_field_px=None, exact_tiling=False)
+# Every family whose tiles are exact, as small as it gets: staged and one-step tails, windows of 8 px.
+EXACT = {
+    "edsr": {"scale": 3, "channels": 4, "blocks": 2},
+    "edsr one step": {"scale": 2, "channels": 4, "blocks": 2, "tail": "one_step"},
+    "rdn": {"scale": 4, "channels": 4, "blocks": 2, "layers": 2, "growth": 4},
+    "swinir": {"scale": 2, "channels": 6, "depths": (2,), "heads": 1},
+    "swinir one step": {"scale": 3, "channels": 6, "depths": (2,), "heads": 1, "tail": "one_step"},
+}
 
 
 def network(name: str, scale: int, dtype: torch.dtype = torch.float64) -> Network:
@@ -49,14 +66,33 @@ def gap(a: Tensor, b: Tensor) -> float:
 # --- the plan -------------------------------------------------------------------------------------
 
 
+def plan(h: int, w: int, tile_px: int, facts: Facts, limits: Limits = ANY_SIZE) -> list[Tile]:
+    """The tiles of all bands."""
+    tiles: list[Tile] = []
+    top = above = 0
+    while top < h:
+        band = plan_band(top, (h, w), tile_px, facts, limits, above)
+        above, top = band[0].keep_bottom - top, band[0].keep_bottom
+        tiles += band
+    return tiles
+
+
 def test_plan_by_hand() -> None:
     tiles = plan(10, 8, 5, CONV)
     boxes = [(t.top, t.bottom, t.left, t.right) for t in tiles]
     assert boxes == [(0, 8, 0, 8), (0, 8, 2, 8), (2, 10, 0, 8), (2, 10, 2, 8)]
-    last = tiles[-1]
-    assert last.kept(2) == (slice(6, 16), slice(6, 12))
-    assert last.place(2) == (slice(10, 20), slice(10, 16))
-    assert last.cut == (slice(2, 10), slice(2, 8))
+    assert tiles[-1].kept(2) == (slice(6, 16), slice(6, 12))
+    assert tiles[-1].columns(2) == slice(10, 16)
+
+
+def test_tiles_that_are_not_exact_reach_over_their_neighbours() -> None:
+    assert (overlap_px(CONV), overlap_px(GLOBAL), OVERLAP_PX) == (0, 8, 8)
+    first, second = plan(120, 50, 100, GLOBAL)
+    assert (first.keep_top, first.keep_bottom, first.fade_rows) == (0, 100, 0)
+    assert (second.keep_top, second.keep_bottom, second.fade_rows) == (92, 120, 8)
+    assert second.top == 60  # the halo in front of the overlap
+    sides = [(t.keep_left, t.keep_right, t.fade_columns) for t in plan(5, 11, 4, GLOBAL)[:3]]
+    assert sides == [(0, 4, 0), (0, 8, 4), (4, 11, 4)]  # no wider than the neighbour
 
 
 @pytest.mark.parametrize("tile_px", [1, 3, 8, 17, 64])
@@ -75,10 +111,11 @@ def test_every_pixel_is_kept_once_behind_its_halo(facts: Facts, tile_px: int) ->
     halo = halo_px(facts)
     assert halo % facts.size_multiple == 0
     for t in plan(h, w, tile_px, facts):
-        count[t.keep_top : t.keep_bottom, t.keep_left : t.keep_right] += 1
+        own_top, own_left = t.keep_top + t.fade_rows, t.keep_left + t.fade_columns
+        count[own_top : t.keep_bottom, own_left : t.keep_right] += 1
         for low, high, keep_low, keep_high, size in (
-            (t.top, t.bottom, t.keep_top, t.keep_bottom, h),
-            (t.left, t.right, t.keep_left, t.keep_right, w),
+            (t.top, t.bottom, own_top, t.keep_bottom, h),
+            (t.left, t.right, own_left, t.keep_right, w),
         ):
             assert low == 0 or keep_low - low >= halo
             assert high == size or high - keep_high >= halo
@@ -92,7 +129,7 @@ def test_unknown_reach_gets_32_pixels() -> None:
     facts = Facts(scale=4, receptive_field_px=None, exact_tiling=False)
     assert halo_px(facts) == 32
     tile = plan(200, 200, 100, facts)[-1]
-    assert (tile.top, tile.keep_top) == (68, 100)
+    assert (tile.top, tile.keep_top, tile.fade_rows) == (60, 92, 8)
 
 
 def test_a_tile_of_nothing_is_refused() -> None:
@@ -128,6 +165,23 @@ def test_a_halo_one_pixel_short_is_caught(scale: int, tile_px: int) -> None:
     short = replace(net.facts, receptive_field_px=reach - 1)
     with torch.inference_mode():
         assert gap(upscale_tiled(net, lr, short, tile_px), net(lr)) > 1e-12
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_every_exact_family_for_any_picture_and_tile(name: str) -> None:
+    torch.manual_seed(0)
+    net = build_family(name.split()[0], EXACT[name]).eval().double()
+    draw = np.random.default_rng(3)
+    for _ in range(3):
+        h, w = (int(side) for side in draw.integers(net.facts.minimum_px, 50, 2))
+        tile_px = int(draw.integers(3, 30))
+        lr = picture(h, w)
+        with torch.inference_mode():
+            assert gap(upscale_tiled(net, lr, net.facts, tile_px), net(lr)) <= 1e-12, (
+                h,
+                w,
+                tile_px,
+            )
 
 
 def test_windows_are_exact_on_their_grid_and_wrong_off_it() -> None:
@@ -175,6 +229,139 @@ def test_small_images_are_padded_with_their_edge_and_cropped() -> None:
     assert torch.equal(sr, lr.repeat_interleave(2, 2).repeat_interleave(2, 3))
     upscale_tiled(run, picture(1, 1), facts, 4)
     assert seen[-1].shape == (1, 3, 5, 5)
+
+
+# --- sizes that an engine takes -------------------------------------------------------------------
+
+
+def recording(run: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], Tensor], set[tuple]]:
+    """`run`, and the sizes (h, w) that it is given."""
+    seen: set[tuple] = set()
+
+    def recorded(lr: Tensor) -> Tensor:
+        seen.add(tuple(lr.shape[-2:]))
+        return run(lr)
+
+    return recorded, seen
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits((30, 20), (34, 42)), Limits((33, 33), (33, 33)), Limits((1, 40), (25, 60))],
+)
+def test_tiles_stay_within_the_sizes_of_an_engine(limits: Limits) -> None:
+    torch.manual_seed(0)
+    net, lr = build_family("edsr", EXACT["edsr one step"]).eval().double(), picture(51, 47)
+    assert halo_px(net.facts) == 7
+    assert limits.largest is not None
+    most = largest_kept((51, 47), net.facts, limits)
+    assert most == min(limits.largest) - 2 * 7
+    for tile_px in (most, 9):
+        run, seen = recording(net)
+        with torch.inference_mode():
+            assert gap(upscale_tiled(run, lr, net.facts, tile_px, limits), net(lr)) <= 1e-12
+        for axis in (0, 1):
+            assert limits.smallest[axis] <= min(s[axis] for s in seen)
+            assert max(s[axis] for s in seen) <= limits.largest[axis]
+
+
+@pytest.mark.parametrize("side", [48, 53])
+def test_windows_in_an_engine_of_one_size(side: int) -> None:
+    """Cuts start on the grid of 8; what a picture off the grid lacks at its end is replicated."""
+    facts = Facts(scale=1, receptive_field_px=9, exact_tiling=True, size_multiple=8, minimum_px=5)
+    limits = Limits((side, side), (side, side))
+    assert largest_kept((90, 90), facts, limits) == 16  # 48 less two halos of 16
+    for h, w in ((90, 64), (side, 75), (13, 104)):
+        run, seen = recording(lambda lr: lr)
+        lr = picture(h, w)
+        assert torch.equal(upscale_tiled(run, lr, facts, 16, limits), lr)
+        assert seen == {(side, side)}
+        for tile in plan(h, w, 16, facts, limits):
+            assert tile.left % 8 == tile.top % 8 == 0
+            assert tile.left <= max(0, tile.keep_left - 16)
+            assert tile.right >= min(w, tile.keep_right + 16)
+
+
+def test_largest_kept_by_hand() -> None:
+    facts = Facts(scale=2, receptive_field_px=10, exact_tiling=True)
+    limits = Limits((16, 16), (100, 200))
+    assert largest_kept((5000, 5000), facts, ANY_SIZE) is None
+    assert largest_kept((100, 200), facts, limits) is None
+    assert largest_kept((100, 201), facts, limits) == 180
+    assert largest_kept((101, 201), facts, limits) == 80
+    assert largest_kept((101, 200), replace(facts, size_multiple=8), limits) == 64  # 96 - 2 * 16
+    with pytest.raises(SrkdError, match=r"at most 200x20 px, .*needs 20 px of halo.*--size"):
+        largest_kept((30, 30), facts, Limits((1, 1), (20, 200)))
+
+
+def test_features_that_a_32_bit_index_can_count() -> None:
+    x4 = Facts(scale=4, receptive_field_px=10, exact_tiling=True)
+    assert largest_tile(x4, 64) == 1448  # 64 * 16 * 1449^2 > 2^31 - 1 >= 64 * 16 * 1448^2
+    assert 64 * 16 * 1448**2 <= LARGEST_INDEX < 64 * 16 * 1449**2
+    assert largest_tile(replace(x4, scale=2), 64) == 2896
+    assert largest_tile(x4, 256) == 724
+
+
+# --- tiles that fade in ---------------------------------------------------------------------------
+
+
+def rising(lr: Tensor) -> Tensor:
+    """A network whose every pass is 1 brighter than the one before: the number of the pass."""
+    rising.passes += 1
+    return torch.full_like(lr, rising.passes)
+
+
+def fade(axis: int) -> list[float]:
+    rising.passes = -1
+    size = (1, 50) if axis == 1 else (50, 1)
+    sr = upscale_tiled(rising, picture(*size), GLOBAL, 20)
+    assert sr.shape[-2:] == size
+    return sr[0, 0].flatten().tolist()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_joints_are_ramps_by_hand(axis: int) -> None:
+    ramp = [(2 * i + 1) / 16 for i in range(8)]
+    expected = [0.0] * 12 + ramp + [1.0] * 12 + [1 + t for t in ramp] + [2.0] * 10
+    assert fade(axis) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("tile_px", [1, 3, 8, 13, 100])
+def test_fading_keeps_what_tiles_agree_on(tile_px: int) -> None:
+    """A network that sees one pixel gives the same in every tile, so the weights must add up to one."""
+    facts = replace(GLOBAL, scale=2)
+    lr = picture(41, 30)
+    sr = upscale_tiled(
+        lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3), lr, facts, tile_px
+    )
+    assert gap(sr, lr.repeat_interleave(2, 2).repeat_interleave(2, 3)) <= 1e-12
+
+
+def test_fading_goes_on_when_memory_runs_out() -> None:
+    lr, shrunk = picture(120, 70), []
+    sizes: list[int] = []
+
+    def run(x: Tensor) -> Tensor:
+        sizes.append(x.shape[-1] * x.shape[-2])
+        if len(sizes) > 2 and sizes[-1] > 96 * 70:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+    rows = list(
+        bands(
+            run,
+            lambda a, b: lr[:, :, a:b],
+            (120, 70),
+            GLOBAL,
+            48,
+            to_array,
+            on_shrink=shrunk.append,
+        )
+    )
+    assert shrunk == [24]
+    # 48 rows less the 8 that the next band fades in over, then bands of 24 rows, the last to the end.
+    assert [len(band) for band in rows] == [40, 24, 24, 32]
+    assert np.abs(np.concatenate(rows) - to_array(lr)).max() <= 1e-12
 
 
 # --- bands ----------------------------------------------------------------------------------------
@@ -287,6 +474,7 @@ def test_other_failures_are_not_taken_for_memory() -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
         list(bands(run, lambda a, b: picture(b - a, 50), (50, 50), net.facts, None, to_array))
     assert not out_of_memory(RuntimeError("CUDA error: misaligned address"))
+    assert out_of_memory(RuntimeError("could not create a primitive"))  # oneDNN, without memory
 
 
 # --- how large a tile may be ----------------------------------------------------------------------
@@ -303,6 +491,13 @@ def test_auto_tile_by_hand() -> None:
     assert auto_tile(10**5, 10**5, facts, 16, 10**12) == 1024
     windows = replace(facts, size_multiple=24)
     assert auto_tile(1000, 1000, windows, 16, 10_000 * per_pixel) == 48
+    # A picture so wide that its strip and band weigh as much as the pass over a tile.
+    needed = 84**2 * per_pixel + 10_000 * (12 * 84 + 3 * 16 * 64)
+    assert auto_tile(2000, 10_000, facts, 16, needed) == 64
+    assert auto_tile(2000, 10_000, facts, 16, needed - 1) == 48
+    # An engine that takes less than memory allows.
+    assert auto_tile(100, 100, facts, 16, 10**9, most_px=40) == 32
+    assert auto_tile(100, 100, facts, 16, 10**9, most_px=9) == 9
 
 
 def test_the_estimate_covers_what_a_pass_takes() -> None:
