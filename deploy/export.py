@@ -288,6 +288,7 @@ def _describe(
             "name": model.name,
             "family": getattr(network, "family", type(network).__name__),
             "arguments": getattr(network, "arguments", None),
+            "parameters": sum(p.numel() for p in network.parameters()),
             "source": str(model.source),
         },
         facts=asdict(model.facts),

@@ -1,6 +1,7 @@
 """PSNR and SSIM of models on sets of images: the papers' table.
 
-MODEL is a run folder, a weights file, an official checkpoint, a name from weights/, or "bicubic".
+MODEL is a run folder, a weights file, an official checkpoint, an exported file, a name from weights/, or
+"bicubic".
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ examples:
       a table of three models at x4; the sets are found through SRKD_DATA
   python scripts/evaluate.py bicubic runs/mine --data photos/ --save out/pictures --out out/
       your own photographs; keeps the upscaled pictures and the scores of every image
+  python scripts/evaluate.py runs/mine runs/mine/deploy/mine_fp32.onnx --data Set5
+      the network beside its export
 """
 
 
@@ -59,7 +62,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="add a row per network: the mean over eight flips and rotations, eight times as slow",
     )
     p.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:N (default: cuda if there is one)"
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:N (default: cuda if there is one); an exported file runs on its own",
     )
     p.add_argument("--save", type=Path, metavar="DIR", help="keep the upscaled images as PNG")
     p.add_argument("--out", type=Path, metavar="DIR", help="write the scores as JSON and CSV")
@@ -70,6 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    from deploy.engine_model import load_any
     from srkd.devices import pick_device
     from srkd.evaluate import document, evaluate_all, write_scores
     from srkd.metrics import find_protocol
@@ -86,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         device=device,
         save=args.save,
         progress=counter("scoring", quiet=args.quiet),
+        load=load_any,
     )
     if args.json:
         print(json.dumps(document(entries, protocol, device)))

@@ -26,6 +26,7 @@ EXAMPLES = """\
 examples:
   python scripts/upscale.py photo.jpg photo_x4.png --model runs/mine
   python scripts/upscale.py photos/ enlarged/ --model rcan_a_x4 --device cuda
+  python scripts/upscale.py photo.jpg photo_x4.png --model runs/mine --engine ort
 """
 
 
@@ -41,7 +42,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--model",
         required=True,
-        help="run folder, weights file, official checkpoint, or a name from weights/",
+        help="run folder, weights file, official checkpoint, exported file, or a name from weights/",
+    )
+    p.add_argument(
+        "--engine",
+        metavar="E",
+        help="run the file that deploy/export.py made for this engine (default: the network in torch)",
     )
     p.add_argument("--scale", type=int, choices=(2, 3, 4), help="needed by ambiguous model names")
     p.add_argument(
@@ -119,17 +125,16 @@ class Progress:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from srkd.devices import pick_device
+    from deploy.engine_model import device_for, load_any
     from srkd.images import MAX_PIXELS
     from srkd.infer import plan_jobs, upscale_file
-    from srkd.models import load_model
     from srkd.progress import StatusLine
 
     jobs, others = plan_jobs(
         args.input, args.output, keep_format=args.keep_format, overwrite=args.overwrite
     )
-    device = str(pick_device(args.device))
-    model = load_model(args.model, args.scale)
+    model = load_any(args.model, args.scale, args.engine)
+    device = device_for(model, args.device)
     for note in model.notes:
         print(f"note: {args.model}: {note}", file=sys.stderr)
     if others:
@@ -167,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         document = {
             "model": str(model.source),
             "scale": model.scale,
+            "engine": model.info.get("engine", "torch"),
             "device": device,
             "pictures": [report.to_dict() for report in done],
             "failed": failed,

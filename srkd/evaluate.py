@@ -340,15 +340,16 @@ def evaluate_all(
     device: str = "cpu",
     save: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    load: Callable[[str, int | None], LoadedModel] = load_model,
 ) -> list[Entry]:
     """Score several MODELs on the same sets, in order; every model and set is opened before any runs.
 
-    A spec is what `load_model` understands, or "bicubic", which is scored at `scale`, else at every
+    A spec is what `load` understands, or "bicubic", which is scored at `scale`, else at every
     scale that the other models have. `self_ensemble` adds a second row for each network. `save`
     receives <model>/<set>/<image>.png, `progress` is called with (done, total) forward passes.
     """
     pick_device(device)
-    loaded = {spec: load_model(spec, scale) for spec in specs if spec != BICUBIC}
+    loaded = {spec: load(spec, scale) for spec in specs if spec != BICUBIC}
     scales = sorted({model.scale for model in loaded.values()} or ({scale} if scale else set()))
     if not scales:
         raise SrkdError("bicubic has no scale of its own; add --scale 2, 3 or 4.")
@@ -364,7 +365,8 @@ def evaluate_all(
             continue
         model = loaded[spec]
         label = model.name if names.count(model.name) == 1 else spec
-        count = sum(parameter.numel() for parameter in model.network.parameters())
+        # An exported file holds weights, but no parameters that torch could count.
+        count = sum(p.numel() for p in model.network.parameters()) or model.info.get("parameters")
         plain = Entry(label, str(model.source), model.scale, count, False, model.notes)
         rows.append((plain, model))
         if self_ensemble:
