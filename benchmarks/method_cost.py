@@ -15,6 +15,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from srkd.training import Training
 
 METHODS = "scratch,logits,fitnet,at,rkd,vid,ickd,fakd,crosskd,dukd,mipkd,dukd+mipkd,l2tww,mkd"
 WARM_UP = ", first tenth"
@@ -50,10 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     import statistics
     import tempfile
     import time
+    from functools import partial
 
     import torch
 
-    from srkd.devices import bf16_units
+    from deploy.speed import take_turns
+    from srkd.devices import bf16_units, wait_for
     from srkd.errors import SrkdError
     from srkd.files import write_json
     from srkd.models import save_model
@@ -103,19 +109,18 @@ def main(argv: list[str] | None = None) -> int:
             if "mipkd" in method:
                 trainings[method + WARM_UP] = training(method, teacher, 0)
 
-    def wait() -> None:
-        if args.device.startswith("cuda"):
-            torch.cuda.synchronize()
+    def turn(one: Training) -> float:
+        begin = time.perf_counter()
+        train_step(one, lr, hr)
+        wait_for(one.device)
+        return time.perf_counter() - begin
 
-    times: dict[str, list[float]] = {name: [] for name in trainings}
-    for number in range(args.rounds + 1):  # the first round is a warm-up
-        for name, one in trainings.items():
-            begin = time.perf_counter()
-            train_step(one, lr, hr)
-            wait()
-            if number:
-                times[name].append(time.perf_counter() - begin)
-        print(f"round {number}/{args.rounds}", file=sys.stderr)
+    def say(passes: int) -> None:
+        print(f"round {passes - 1}/{args.rounds}", file=sys.stderr)
+
+    turns = {name: partial(turn, one) for name, one in trainings.items()}
+    # The first round is a warm-up.
+    times = {name: t[1:] for name, t in take_turns(turns, args.rounds + 1, say).items()}
     first = statistics.mean(times["logits"])
     rows = {
         name: {

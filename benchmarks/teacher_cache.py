@@ -17,7 +17,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from srkd.training import Training
 
 TEACHERS = "smfanet_plus,bsrn,rlfn"
 LIMIT = 1.3  # cached mtkd over scratch
@@ -64,9 +67,11 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     import statistics
     import tempfile
     import time
+    from functools import partial
 
     import torch
 
+    from deploy.speed import take_turns
     from srkd.devices import bf16_units, wait_for
     from srkd.models import save_model
     from srkd.networks import build
@@ -106,15 +111,19 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
                 "train.iterations=100000",
             ]
             trainings[row] = prepare(load_recipe(None, changes), args.device), cached
-    times: dict[str, list[float]] = {row: [] for row in rows}
-    for number in range(args.rounds + 1):  # the first round is a warm-up
-        for row, (training, cached) in trainings.items():
-            begin = time.perf_counter()
-            train_step(training, lr, hr, (crop,) if cached else ())
-            wait_for(training.device)
-            if number:
-                times[row].append(time.perf_counter() - begin)
-        print(f"round {number}/{args.rounds}", file=sys.stderr)
+
+    def turn(training: Training, cached: bool) -> float:
+        begin = time.perf_counter()
+        train_step(training, lr, hr, (crop,) if cached else ())
+        wait_for(training.device)
+        return time.perf_counter() - begin
+
+    def say(passes: int) -> None:
+        print(f"round {passes - 1}/{args.rounds}", file=sys.stderr)
+
+    turns = {row: partial(turn, *one) for row, one in trainings.items()}
+    # The first round is a warm-up.
+    times = {row: t[1:] for row, t in take_turns(turns, args.rounds + 1, say).items()}
     scratch = statistics.median(times["scratch"])
     found = {
         row: {

@@ -13,6 +13,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from srkd.training import Training
 
 MODES = {
     "fp32": ("fp32", False),
@@ -41,10 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     import statistics
     import time
+    from functools import partial
 
     import torch
 
-    from srkd.devices import bf16_units
+    from deploy.speed import take_turns
+    from srkd.devices import bf16_units, wait_for
     from srkd.files import write_json
     from srkd.recipe import load_recipe
     from srkd.step import train_step
@@ -67,20 +73,19 @@ def main(argv: list[str] | None = None) -> int:
         ]
         trainings[mode] = prepare(load_recipe(None, changes), args.device)
 
-    def wait() -> None:
-        if args.device.startswith("cuda"):
-            torch.cuda.synchronize()
+    def turn(training: Training) -> float:
+        begin = time.perf_counter()
+        for _ in range(args.steps):
+            train_step(training, lr, hr)
+        wait_for(training.device)
+        return (time.perf_counter() - begin) / args.steps
 
-    times: dict[str, list[float]] = {mode: [] for mode in MODES}
-    for number in range(args.rounds + 1):  # the first round is a warm-up
-        for mode, training in trainings.items():
-            begin = time.perf_counter()
-            for _ in range(args.steps):
-                train_step(training, lr, hr)
-            wait()
-            if number:
-                times[mode].append((time.perf_counter() - begin) / args.steps)
-        print(f"round {number}/{args.rounds}", file=sys.stderr)
+    def say(passes: int) -> None:
+        print(f"round {passes - 1}/{args.rounds}", file=sys.stderr)
+
+    turns = {mode: partial(turn, training) for mode, training in trainings.items()}
+    # The first round is a warm-up.
+    times = {mode: t[1:] for mode, t in take_turns(turns, args.rounds + 1, say).items()}
     first = statistics.median(times["fp32"])
     rows = {
         mode: {
