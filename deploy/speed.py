@@ -83,15 +83,15 @@ class WallClock:
 
 
 class CudaEvents:
-    """For runs that only enqueue work: a pair of events around each on a stream of its own.
+    """For runs that only enqueue work on one stream: a pair of events around each.
 
     The host waits once, after the last run, so that it is no part of what is timed.
     """
 
-    def __init__(self, cuda: Any) -> None:
-        """`cuda` is the module torch.cuda."""
+    def __init__(self, cuda: Any, stream: Any = None) -> None:
+        """`cuda` is the module torch.cuda. Runs that work on the current stream get one of their own."""
         self.cuda = cuda
-        self.stream = cuda.Stream()
+        self.stream = cuda.Stream() if stream is None else stream
 
     def time(self, run: Callable[[], object], count: int) -> list[float]:
         pairs = [[self.cuda.Event(enable_timing=True) for _ in "be"] for _ in range(count)]
@@ -354,17 +354,20 @@ def compare(a: str, b: str, rounds_a: list[list[float]], rounds_b: list[list[flo
     side by side in them.
     """
     random = np.random.default_rng(0)
+    both = [[np.asarray(r) for r in rounds] for rounds in (rounds_a, rounds_b)]
     ratios = []
     for _ in range(RESAMPLES):
         drawn = random.integers(len(rounds_a), size=len(rounds_a))
         medians = [
-            np.median(np.concatenate([random.choice(r[i], size=len(r[i])) for i in drawn]))
-            for r in (rounds_a, rounds_b)
+            np.median(
+                np.concatenate([r[i][random.integers(len(r[i]), size=len(r[i]))] for i in drawn])
+            )
+            for r in both
         ]
         ratios.append(medians[1] / medians[0])
     low, high = (float(v) for v in np.quantile(ratios, (0.025, 0.975)))
-    ms = [statistics.median([s for r in rounds for s in r]) for rounds in (rounds_a, rounds_b)]
-    return Comparison(a, b, ms[1] / ms[0], low, high)
+    median_a, median_b = (float(np.median(np.concatenate(r))) for r in both)
+    return Comparison(a, b, median_b / median_a, low, high)
 
 
 def compare_all(measured: Mapping[str, Measurement]) -> list[Comparison]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
 
+    from torch import Tensor
+
     from deploy.engines import Engine
-    from deploy.speed import Comparison, Measurement, Watch
+    from deploy.inputs import Photo
+    from deploy.speed import Comparison, Measurement
     from deploy.subjects import Subject
 
 Quantity = Literal["compute", "latency", "throughput"]
@@ -52,9 +56,14 @@ MATMUL = 4096
 
 def pictures(size: tuple[int, int], scale: int, count: int = PICTURES) -> list[np.ndarray]:
     """`count` photographs of (h, w), (h, w, 3) uint8; small ones are continued by mirroring."""
-    photos = [window(photo.lr, *size)[0] for photo in load_photographs(BUILTIN, scale)]
+    photos = [window(photo.lr, *size)[0] for photo in _photographs(scale)]
     found = [np.rint(p * 255).astype(np.uint8).transpose(1, 2, 0) for p in photos]
     return [np.ascontiguousarray(p) for p in islice(cycle(found), count)]
+
+
+@cache
+def _photographs(scale: int) -> list[Photo]:
+    return load_photographs(BUILTIN, scale)
 
 
 # These two use NumPy on purpose: torch would start a second set of OpenMP threads in the pipeline's helpers.
@@ -131,7 +140,7 @@ class Row:
 
 
 def timed_runs(
-    quantity: Quantity, subject: Subject, photos: Sequence[np.ndarray], batch: int, cuda: Watch
+    quantity: Quantity, subject: Subject, photos: Sequence[np.ndarray], batch: int
 ) -> Timed:
     """What is timed for a quantity; `photos` are (h, w, 3) uint8 and take turns."""
     engine = subject.opened.engine
@@ -147,15 +156,28 @@ def timed_runs(
     if subject.device == "cpu":
         inputs = cycle(floats)
         return Timed(lambda: engine(next(inputs)), WallClock())
-    resident: Callable[[np.ndarray], Callable[[], object]] | None = getattr(
-        engine, "resident", None
+    import torch
+
+    lr = torch.from_numpy(floats[0]).to(subject.device)
+    run, stream = on_device(engine, lr, subject.name)
+    return Timed(run, CudaEvents(torch.cuda, stream))
+
+
+def on_device(engine: Any, lr: Tensor, name: str) -> tuple[Callable[[], object], Any]:
+    """A run with tensors that stay where `lr` is, and the CUDA stream that it works on (None: the current one).
+
+    An engine offers `run(lr)`, or `enqueue(lr, sr)` on the stream of its own.
+    """
+    if hasattr(engine, "run"):
+        return lambda: engine.run(lr), None
+    if hasattr(engine, "enqueue"):
+        n, c, h, w = lr.shape
+        sr = lr.new_empty((n, c, engine.scale * h, engine.scale * w))
+        return lambda: engine.enqueue(lr, sr), engine.gpu.stream
+    raise SrkdError(
+        f"{name} cannot keep its tensors on the GPU, so its compute time is not known; ask for --quantity "
+        "latency,throughput."
     )
-    if resident is None:
-        raise SrkdError(
-            f"{subject.name} cannot keep its tensors on {subject.device}, so its compute time is not known; ask for "
-            "--quantity latency,throughput."
-        )
-    return Timed(resident(floats[0]), cuda)
 
 
 def measure_rows(
@@ -170,14 +192,11 @@ def measure_rows(
 ) -> tuple[list[Row], list[tuple[Quantity, Comparison]]]:
     """Every quantity of every engine; the engines of one quantity take turns. `over` is called after each quantity."""
     photos = {s: pictures(size, s, max(PICTURES, batch)) for s in {x.facts.scale for x in subjects}}
-    cuda = _cuda_watch(subjects)
     rows: list[Row] = []
     comparisons: list[tuple[Quantity, Comparison]] = []
     for quantity in quantities:
         each = 1 if quantity == "latency" else batch
-        timed = {
-            s.name: timed_runs(quantity, s, photos[s.facts.scale], each, cuda) for s in subjects
-        }
+        timed = {s.name: timed_runs(quantity, s, photos[s.facts.scale], each) for s in subjects}
         try:
             found = measure(timed, limits, others, lambda text, q=quantity: say(f"{q}  {text}"))
         finally:
@@ -188,15 +207,6 @@ def measure_rows(
         rows += [Row(quantity, s, each, size, found[s.name]) for s in subjects]
         comparisons.extend((quantity, c) for c in compare_all(found))
     return rows, comparisons
-
-
-def _cuda_watch(subjects: Sequence[Subject]) -> Watch:
-    """Events where something runs on CUDA; what runs on the CPU never uses it."""
-    if all(s.device == "cpu" for s in subjects):
-        return WallClock()
-    import torch
-
-    return CudaEvents(torch.cuda)
 
 
 def check_watches(subjects: Sequence[Subject]) -> dict[str, dict[str, float]]:

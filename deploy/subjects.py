@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from deploy.environment import PeakMemory, affinity
 from deploy.export import default_folder
 from deploy.sidecar import read_parity
 from srkd.errors import CheckFailedError, SrkdError, nearest
+from srkd.files import sha256
 from srkd.models import load_model
 
 if TYPE_CHECKING:
@@ -34,9 +36,10 @@ SUFFIXES = {kind.suffix for kind in ENGINES.values()} - {""}
 
 @dataclass(frozen=True)
 class Opened:
-    """A running engine, and what it cost to get there. `device_mib` is None where there is no device."""
+    """A running engine, its first picture (N, 3, H, W), and what both cost; `device_mib` is None without a device."""
 
     engine: Engine
+    first: np.ndarray
     open_s: float
     first_run_s: float
     host_mib: float | None
@@ -106,11 +109,11 @@ def start(make: Callable[[], Engine], lr: np.ndarray) -> Opened:
         begin = time.perf_counter()
         engine = make()
         opened = time.perf_counter()
-        engine(lr)
+        first = engine(lr)
         ran = time.perf_counter()
     after = _device_mib()
     added = None if device is None or after is None else after - device
-    return Opened(engine, opened - begin, ran - opened, peak.added_mib, added)
+    return Opened(engine, first, opened - begin, ran - opened, peak.added_mib, added)
 
 
 def _device_mib() -> float | None:
@@ -167,7 +170,7 @@ def open_file(file: Path, lr: np.ndarray, threads: int = 0, engine: str | None =
         opened=opened,
         parity=proved_parity(file, sidecar),
         file=file,
-        sha256=sidecar.graph_sha256,
+        sha256=sha256(file),
     )
 
 
@@ -184,9 +187,17 @@ def proved_parity(file: Path, sidecar: Sidecar) -> dict[str, Any]:
 
 
 def open_model(
-    model: LoadedModel, engine: str, precision: str, lr: np.ndarray, threads: int = 0
+    model: LoadedModel,
+    engine: str,
+    precision: str,
+    lr: np.ndarray,
+    reference: Callable[[], np.ndarray],
+    threads: int = 0,
 ) -> Subject:
-    """A model on an engine: the network itself, or the file that was exported from it."""
+    """A model on an engine: the network itself, or the file that was exported from it.
+
+    `reference` gives what torch fp32 makes of `lr`.
+    """
     if engine not in (*NETWORK_ENGINES, *ENGINES):
         raise SrkdError(
             f"there is no engine '{engine}'; {nearest(engine, [*NETWORK_ENGINES, *ENGINES])}"
@@ -204,7 +215,7 @@ def open_model(
     if (engine, precision) == ("torch", "fp32"):
         parity = {"verdict": "REFERENCE", "psnr_db": None, "against": "itself"}
     else:
-        parity = compared(TorchEngine(model.network, model.scale), opened.engine, lr)
+        parity = compared(reference(), opened.first)
     return Subject(
         name=f"{model.name} {engine} {precision}",
         model=model.name,
@@ -220,9 +231,9 @@ def open_model(
     )
 
 
-def compared(reference: Engine, engine: Engine, lr: np.ndarray) -> dict[str, Any]:
-    """How far an engine without a parity record is from torch fp32 on `lr`; NaN and infinity are refused."""
-    found = difference(reference(lr), engine(lr))
+def compared(reference: np.ndarray, sr: np.ndarray) -> dict[str, Any]:
+    """How far an engine without a parity record is from torch fp32; NaN and infinity are refused."""
+    found = difference(reference, sr)
     if found.nonfinite:
         raise CheckFailedError(
             f"the engine gave {found.nonfinite} values that are NaN or infinite on a photograph, so its speed is no "
@@ -255,8 +266,10 @@ def open_targets(
             found.append((str(target), open_file(file, lr, threads)))
             continue
         model = load_model(target, scale) if isinstance(target, str | Path) else target
+        lr = picture(model.scale)
+        reference = cache(partial(_reference, model, lr))
         for engine, precision in engines:
-            subject = open_model(model, engine, precision, picture(model.scale), threads)
+            subject = open_model(model, engine, precision, lr, reference, threads)
             found.append((str(model.source), subject))
     names = [subject.name for _, subject in found]
     subjects = [
@@ -268,6 +281,10 @@ def open_targets(
         raise SrkdError(f"{twice[0]} is asked for twice; give everything once.")
     check_tf32(subjects)
     return subjects
+
+
+def _reference(model: LoadedModel, lr: np.ndarray) -> np.ndarray:
+    return TorchEngine(model.network, model.scale)(lr)
 
 
 def check_tf32(subjects: Sequence[Subject]) -> None:
@@ -290,5 +307,6 @@ def thread_count(settings: dict[str, Any]) -> int:
 
 def device_of(settings: dict[str, Any]) -> str:
     """cpu or cuda, by what the engine was opened with."""
-    named = str(settings.get("device", settings.get("provider", "cpu"))).lower()
-    return "cuda" if named.startswith(("cuda", "tensorrt", "nvtensorrt")) else "cpu"
+    named = [settings[key] for key in ("device", "provider", "library") if key in settings]
+    first = str(named[0]).lower() if named else "cpu"
+    return "cuda" if first.startswith(("cuda", "tensorrt", "nvtensorrt")) else "cpu"

@@ -15,9 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("srkd", "deploy", "scripts")
 MODULES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
-COMMANDS = [
-    p for p in (*ROOT.glob("scripts/*.py"), ROOT / "deploy/export.py") if p.stem != "__init__"
-]
+ENTRIES = (*ROOT.glob("scripts/*.py"), ROOT / "deploy/export.py", ROOT / "deploy/benchmark.py")
+COMMANDS = [p for p in ENTRIES if p.stem != "__init__"]
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "rich", "PIL")
 
 
