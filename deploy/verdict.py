@@ -50,10 +50,13 @@ class Gate:
     fail_psnr_db: float | None = None
     pass_seam: float | None = None
     fail_seam: float | None = None
+    pass_task_margin_db: float | None = None
+    pass_task_delta_db: float | None = None
+    fail_task_delta_db: float | None = None
 
 
 def read_gates(path: Path = GATES_FILE) -> dict[str, Gate]:
-    """The gates by edge: E1, E4, E5_exact, E5_approximate."""
+    """The gates by edge: E1, E2, E4, E5_exact, E5_approximate."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         return {name: Gate(**table) for name, table in tables.items()}
