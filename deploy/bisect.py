@@ -66,24 +66,27 @@ class Plan:
 
 
 def plan_islands(
-    graph32: onnx.ModelProto, facts: Facts, inputs: Sequence[Input], gate: Gate
+    graph32: onnx.ModelProto,
+    facts: Facts,
+    inputs: Sequence[Input],
+    gate: Gate,
+    threads: int = 0,
 ) -> Plan:
     """The fewest blocks of the float32 graph to keep, so that its float16 version passes E2.
 
     The search begins with the blocks in which the float32 graph exceeds float16, or with all where those do
     not help, and drops halves of them, then quarters, down to single blocks, as long as E2 still passes: none
-    of the result can be spared. Another choice of the same length may exist.
+    of the result can be spared. Another choice of the same length may exist. `threads` as in `HalfEmulation`.
     """
-    trial = _Trial(graph32, facts, inputs, gate)
+    trial = _Trial(graph32, facts, inputs, gate, threads)
     fixed = unfit_blocks(graph32)
     before = trial.measure(fixed, inputs)
     if trial.passes(before):
         return Plan(tuple(fixed), _lowest(before), _lowest(before), ())
     seen = _worst(before, inputs)
-    rows = trace(graph32, to_half(graph32, fixed), [item.lr for item in seen])
-    beyond = [r.block for r in rows if r.largest > HALF_MAX]
     while True:
-        start = [*dict.fromkeys([*fixed, *beyond])]
+        rows = trace(graph32, to_half(graph32, fixed), [item.lr for item in seen], threads)
+        start = [r.block for r in rows if r.block in fixed or r.largest > HALF_MAX]
         if not trial.works(start, seen):
             start = [r.block for r in rows]
         islands = smallest(start, fixed, seen, trial)
@@ -101,10 +104,15 @@ class _Trial:
     """Conversions of one graph with different islands, measured as E2 does; float32 runs once per input."""
 
     def __init__(
-        self, graph32: onnx.ModelProto, facts: Facts, inputs: Sequence[Input], gate: Gate
+        self,
+        graph32: onnx.ModelProto,
+        facts: Facts,
+        inputs: Sequence[Input],
+        gate: Gate,
+        threads: int,
     ) -> None:
-        self.graph32, self.facts, self.gate = graph32, facts, gate
-        self.session = open_session(graph32)
+        self.graph32, self.facts, self.gate, self.threads = graph32, facts, gate, threads
+        self.session = open_session(graph32, threads)
         self.scale = facts.scale
         self.known: dict[bytes, np.ndarray] = {}
         # The float32 graph against itself: what the task's PSNR is on all inputs.
@@ -118,7 +126,7 @@ class _Trial:
         return self.known[key]
 
     def measure(self, islands: Sequence[str], inputs: Sequence[Input]) -> HalfNumbers:
-        half = HalfEmulation(to_half(self.graph32, islands), self.scale)
+        half = HalfEmulation(to_half(self.graph32, islands), self.scale, self.threads)
         return measure_half(self, half, self.facts, inputs)
 
     def passes(self, measured: HalfNumbers) -> bool:
@@ -194,7 +202,7 @@ def unfit_blocks(graph32: onnx.ModelProto) -> list[str]:
 
 
 def trace(
-    graph32: onnx.ModelProto, half: onnx.ModelProto, lrs: Sequence[np.ndarray]
+    graph32: onnx.ModelProto, half: onnx.ModelProto, lrs: Sequence[np.ndarray], threads: int = 0
 ) -> list[BlockRow]:
     """The float32 graph and the emulated float16 one side by side, a row for every block."""
     types, half_types = tensor_types(graph32), tensor_types(half)
@@ -213,8 +221,8 @@ def trace(
     } | {value.name for value in graph32.graph.output}
     order = [name for name in block_of if name in leaving]
     stored = [name for name in block_of if half_types.get(name) == TensorProto.FLOAT16]
-    wide = open_session(_with_outputs(graph32, order, stored))
-    narrow = open_session(_with_outputs(emulated(half), order))
+    wide = open_session(_with_outputs(graph32, order, stored), threads)
+    narrow = open_session(_with_outputs(emulated(half), order), threads)
     sums = {block: _Sums() for block in block_of.values()}
     for lr in lrs:
         found = run(wide, [*order, *(_LARGEST + name for name in stored)], lr)

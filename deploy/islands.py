@@ -147,8 +147,10 @@ def ends(graph: onnx.ModelProto, types: Mapping[str, int]) -> set[int]:
     nodes = graph.graph.node
     early: set[int] = set()
     raw = {value.name for value in graph.graph.input}
+    weights = {t.name for t in graph.graph.initializer}
     for k, node in enumerate(nodes):
-        pictures = [i for i in node.input if types.get(i) == onnx.TensorProto.FLOAT]
+        floats = [i for i in node.input if types.get(i) == onnx.TensorProto.FLOAT]
+        pictures = [i for i in floats if i not in weights]
         if node.op_type not in _SUMS and pictures and raw.issuperset(pictures):
             early.add(k)
             raw.update(node.output)
