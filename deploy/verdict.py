@@ -56,7 +56,7 @@ class Gate:
 
 
 def read_gates(path: Path = GATES_FILE) -> dict[str, Gate]:
-    """The gates by edge: E1, E2, E4, E5_exact, E5_approximate."""
+    """The gates by edge: E0 to E5, with the case where an edge has several (E3_fp16, E5_exact)."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         return {name: Gate(**table) for name, table in tables.items()}

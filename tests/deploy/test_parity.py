@@ -320,7 +320,7 @@ def test_psnr_alone_can_fail() -> None:
 
 def test_gates_file_is_complete_and_ordered(tmp_path: Path) -> None:
     gates = read_gates()
-    assert set(gates) == {"E1", "E4", "E5_exact", "E5_approximate"}
+    assert set(gates) == {"E0", "E1", "E4", "E5_exact", "E5_approximate"}
     for gate in gates.values():
         if gate.pass_max_abs is not None:
             assert gate.fail_max_abs is not None and gate.pass_max_abs <= gate.fail_max_abs
