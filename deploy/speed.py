@@ -288,7 +288,7 @@ def measure(
         for name, pair in pairs.items():
             turns[name] += pair
         shares.append(share)
-    again = f"{repeated} rounds repeated: the machine was busy" if repeated else ""
+    again = f"rounds repeated because the machine was busy: {repeated}" if repeated else ""
     found = {name: Measurement(w, note=_unsettled(w)) for name, w in warm.items()}
     for name, (_, fewer) in plans.items():
         note = "; ".join(text for text in (fewer, again) if text)

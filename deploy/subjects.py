@@ -165,7 +165,7 @@ def open_file(file: Path, lr: np.ndarray, threads: int = 0, engine: str | None =
         facts=facts,
         folder=file.parent,
         settings=settings,
-        threads=thread_count(settings),
+        threads=settings.get("threads") or len(affinity()),  # 0: the library takes them all
         device=device_of(settings),
         opened=opened,
         parity=proved_parity(file, sidecar),
@@ -210,6 +210,8 @@ def open_model(
                 f"deploy/export.py {model.source} --engine {engine} --precision {precision}"
             )
         return open_file(file, lr, threads, engine)
+    import torch
+
     settings: dict[str, Any] = {}
     opened = start(lambda: open_network(engine, model, precision, settings), lr)
     if (engine, precision) == ("torch", "fp32"):
@@ -224,7 +226,7 @@ def open_model(
         facts=model.facts,
         folder=default_folder(model),
         settings=settings,
-        threads=thread_count(settings),
+        threads=settings.get("threads") or torch.get_num_threads(),
         device=device_of(settings),
         opened=opened,
         parity=parity,
@@ -296,13 +298,6 @@ def check_tf32(subjects: Sequence[Subject]) -> None:
             f"TF32 differs between the rows ({told}), so their times do not compare; open all of them with the same "
             "setting."
         )
-
-
-def thread_count(settings: dict[str, Any]) -> int:
-    """Threads inside one operator; a recorded 0 means every processor this process may use."""
-    import torch
-
-    return settings.get("threads", torch.get_num_threads()) or len(affinity())
 
 
 def device_of(settings: dict[str, Any]) -> str:

@@ -220,7 +220,7 @@ def test_a_busy_round_is_repeated(clock: Clock) -> None:
     found = measure({"a": row(clock, 1.0, "a")}, SHORT, lambda: next(shares))
     assert found["a"].others == (0.05, 0.02)
     assert len(found["a"].turns) == 4 and clock.log.count("a") == 6 + 3 * 2
-    assert found["a"].note == "1 rounds repeated: the machine was busy"
+    assert found["a"].note == "rounds repeated because the machine was busy: 1"
 
 
 def test_a_machine_that_stays_busy_is_refused(clock: Clock) -> None:
