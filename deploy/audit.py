@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 columns: the largest magnitude of each block, its share of 65504 (the largest half), the operator that
-stored it, and how many of its non-zero values a half rounds to 0.
+stored it, the picture it did so on, and how many of the block's non-zero values a half rounds to 0.
 
 examples:
   python deploy/audit.py rcan_c --scale 4
@@ -50,15 +50,17 @@ def main(argv: list[str] | None = None) -> int:
     from deploy.ranges import table
     from deploy.rescale import check_rescale, recentred
     from deploy.sizes import DEFAULT_SIZES
-    from deploy.verdict import edge_json, read_gates
+    from deploy.verdict import EdgeResult, edge_json, read_gates
     from srkd.models import load_model
 
     model = load_model(args.model, args.scale)
     photos = load_photographs(args.data, model.scale)
     inputs = build_inputs(photos, DEFAULT_SIZES, model.facts)
     found = recentred(model.network, inputs)
-    trained, deployed = (TorchEngine(n, model.scale) for n in (model.network, found.network))
-    edge = check_rescale(trained, deployed, inputs, read_gates()["E0"])
+    edge = EdgeResult("E0", "NOT RUN", "the network stays as it is")
+    if found.k > 1:
+        trained, deployed = (TorchEngine(n, model.scale) for n in (model.network, found.network))
+        edge = check_rescale(trained, deployed, inputs, read_gates()["E0"])
     if args.json:
         tables = {"before": table(found.before), "after": table(found.after)}
         told = {"k": found.k, "reason": found.reason, "edge": edge_json(edge), **tables}
@@ -68,14 +70,15 @@ def main(argv: list[str] | None = None) -> int:
         if found.k > 1:
             print(f"\nafter division by {found.k}\n{_lines(found.after)}")  # noqa: T201
         print(f"\nk = {found.k}: {found.reason}\nE0 {edge.status}: {edge.reason}")  # noqa: T201
-    return 0 if edge.status == "PASS" else 1
+    return 0 if edge.status in ("PASS", "NOT RUN") else 1
 
 
 def _lines(ranges: Sequence[BlockRange]) -> str:
     width = max(len(r.block) for r in ranges)
-    head = f"{'block':<{width}}  {'largest':>9}  {'of 65504':>8}  {'flushed':>7}  by"
+    head = f"{'block':<{width}}  {'largest':>9}  {'of 65504':>10}  {'flushed':>7}  by, on"
     rows = [
-        f"{r.block:<{width}}  {r.largest:>9.4g}  {r.share:>8.2%}  {r.flushed:>7.2%}  {r.operation}"
+        f"{r.block:<{width}}  {r.largest:>9.4g}  {r.share:>10.2%}  {r.flushed:>7.2%}  {r.operation}"
+        + (f", {r.picture}" if r.picture else "")
         for r in ranges
     ]
     return "\n".join([head, *rows])

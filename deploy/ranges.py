@@ -39,6 +39,7 @@ class BlockRange:
 
     largest            magnitude; infinite when a value was not finite
     operation          the operator of torch that stored it, or "weights"
+    picture            the input it happened on; empty for weights
     flushed            share of the non-zero values that round to 0
     weights_subnormal  share of the non-zero weights that lose bits
     """
@@ -46,6 +47,7 @@ class BlockRange:
     block: str
     largest: float
     operation: str
+    picture: str
     flushed: float
     weights_subnormal: float
 
@@ -60,7 +62,7 @@ def audit(network: nn.Module, inputs: Iterable[Input]) -> tuple[BlockRange, ...]
 
     Noise among the inputs is left out, as everywhere: it invents ranges that no photograph has.
     """
-    pictures = [item.lr for item in inputs if item.gated]
+    pictures = [item for item in inputs if item.gated]
     if not pictures:
         raise SrkdError(
             "a range audit got no photograph and no pattern, but it reports what it sees; "
@@ -72,7 +74,8 @@ def audit(network: nn.Module, inputs: Iterable[Input]) -> tuple[BlockRange, ...]
     for name, parameter in network.named_parameters():
         tallies[_innermost(name, names)].weigh(parameter.detach())
     recorder = _Recorder(tallies, _watch(network, names))
-    for lr in (torch.from_numpy(lr.copy()) for lr in pictures):
+    for item in pictures:
+        lr, recorder.picture = torch.from_numpy(item.lr.copy()), item.name
         # An exported graph stores the logits of an attention, which a fused kernel never writes.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:
             network(lr)
@@ -122,33 +125,34 @@ class _Tally:
     """Running numbers of one block."""
 
     def __init__(self) -> None:
-        self.largest, self.operation = 0.0, ""
+        self.largest, self.operation, self.picture = 0.0, "", ""
         self.values = self.flushed = 0
         self.weights = self.subnormal = 0
 
-    def store(self, values: Tensor, operation: str) -> None:
+    def store(self, values: Tensor, operation: str, picture: str) -> None:
         size = values.abs()
-        self._extend(size, operation)
+        self._extend(size, operation, picture)
         self.values += int(size.count_nonzero())
         self.flushed += int(((size > 0) & (size <= ROUNDS_TO_ZERO)).sum())
 
     def weigh(self, weights: Tensor) -> None:
         size = weights.abs()
-        self._extend(size, "weights")
+        self._extend(size, "weights", "")
         self.weights += int(size.count_nonzero())
         self.subnormal += int(((size > 0) & (size < SMALLEST_NORMAL)).sum())
 
-    def _extend(self, size: Tensor, operation: str) -> None:
+    def _extend(self, size: Tensor, operation: str, picture: str) -> None:
         largest = float(size.max())
         largest = math.inf if math.isnan(largest) else largest
         if largest > self.largest or not self.operation:
-            self.largest, self.operation = largest, operation
+            self.largest, self.operation, self.picture = largest, operation, picture
 
     def result(self, name: str) -> BlockRange:
         return BlockRange(
             name,
             self.largest,
             self.operation,
+            self.picture,
             self.flushed / max(self.values, 1),
             self.subnormal / max(self.weights, 1),
         )
@@ -159,7 +163,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, tallies: dict[str, _Tally], stack: list[str]) -> None:
         super().__init__()
-        self.tallies, self.stack = tallies, stack
+        self.tallies, self.stack, self.picture = tallies, stack, ""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -175,5 +179,5 @@ class _Recorder(TorchDispatchMode):
         stored = isinstance(value, Tensor) and value.is_floating_point() and value.numel()
         if stored and not func.is_view:
             block = self.stack[-1] if self.stack else OUTSIDE
-            self.tallies[block].store(value, func.overloadpacket.__name__)
+            self.tallies[block].store(value, func.overloadpacket.__name__, self.picture)
         return result

@@ -14,8 +14,8 @@ output, bit for bit (edge E0). Two kinds of network allow it:
                     (Swin layers), or with a division by the pixel's length. What branches add to the residual
                     stream is divided by k.
 
-Where the image can be divided no weight is: small weights lose bits in half precision. Subnormal floats (below 1.2e-38) are the limit: a value that falls below loses bits and E0 says so;
-features are some thirty orders of magnitude away from it.
+Where the image can be divided no weight is: small weights lose bits in half precision. Exactness ends at the
+subnormal floats: a value that falls below 1.2e-38 loses bits, and E0 says so where that shows in the output.
 
 Prior art outside super-resolution: lc0 #1921 (a power of two before layer norm), vLLM #13232 (DeepSeek-V2).
 """

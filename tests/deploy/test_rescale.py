@@ -260,7 +260,7 @@ class ByHand(nn.Module):
 
 
 def ones(value: float, kind: Any = "pattern") -> Input:
-    return Input(kind, kind, np.full((1, 3, 2, 2), value, np.float32))
+    return Input("bright" if value else "dark", kind, np.full((1, 3, 2, 2), value, np.float32))
 
 
 def test_ranges_by_hand() -> None:
@@ -268,7 +268,7 @@ def test_ranges_by_hand() -> None:
     by_name = {r.block: r for r in found}
     assert list(by_name) == ["head", "groups.0", "forward"]
     head, group, outside = found
-    assert head == BlockRange("head", 2 + 2.0**-15, "convolution", 0.0, 0.25)
+    assert head == BlockRange("head", 2 + 2.0**-15, "convolution", "bright", 0.0, 0.25)
     assert group.operation == "convolution" and group.weights_subnormal == 0
     assert group.largest == pytest.approx(2000, rel=1e-4)
     assert group.share == pytest.approx(2000 / 65504, rel=1e-4)
@@ -278,7 +278,7 @@ def test_ranges_by_hand() -> None:
 
 def test_weights_count_as_stored() -> None:
     (head, *_) = audit(ByHand(), [ones(0.25)])
-    assert (head.largest, head.operation) == (2, "weights")
+    assert (head.largest, head.operation, head.picture) == (2, "weights", "")
 
 
 def test_logits_of_an_attention_count() -> None:
@@ -320,12 +320,13 @@ def test_blocks_are_units_not_layers() -> None:
 
 
 def test_table_is_plain() -> None:
-    row = BlockRange("tail", 16376.0, "mul", 0.5, 0.25)
+    row = BlockRange("tail", 16376.0, "mul", "white", 0.5, 0.25)
     assert json.loads(json.dumps(table([row]))) == [
         {
             "block": "tail",
             "largest": 16376.0,
             "operation": "mul",
+            "picture": "white",
             "flushed": 0.5,
             "weights_subnormal": 0.25,
             "share": 0.25,
@@ -348,7 +349,7 @@ def test_table_is_plain() -> None:
     ],
 )
 def test_k_by_hand(largest: list[float], k: int) -> None:
-    assert choose_k([BlockRange(str(i), v, "mul", 0, 0) for i, v in enumerate(largest)]) == k
+    assert choose_k([BlockRange(str(i), v, "mul", "", 0, 0) for i, v in enumerate(largest)]) == k
 
 
 def test_recentring() -> None:
@@ -357,6 +358,10 @@ def test_recentring() -> None:
     assert found.k >= 128 and f"divided by {found.k}" in found.reason
     assert top(found.before) > 65504 and top(found.after) <= ALLOWED
     assert check_rescale(*engines(network, found.network), pictures(), E0).status == "PASS"
+    lr = torch.from_numpy(pictures()[0].lr).half()
+    with torch.no_grad():
+        assert found.network.half()(lr).isfinite().all()
+        assert not network.half()(lr).isfinite().all()
 
 
 def test_nothing_to_do() -> None:
@@ -392,3 +397,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)
     assert told["k"] >= 128 and told["edge"]["status"] == "PASS"
     assert max(row["share"] for row in told["before"]) > 1 > max(r["share"] for r in told["after"])
+    save_model(tmp_path / "calm", fresh("edsr"), {})
+    words[0] = str(tmp_path / "calm")
+    assert command.main(words) == 0
+    out = capsys.readouterr().out
+    assert "k = 1: " in out and "E0 NOT RUN: the network stays as it is" in out
