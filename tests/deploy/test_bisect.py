@@ -96,9 +96,9 @@ def test_inputs_that_the_search_did_not_see_are_searched_next() -> None:
     """Red overflows one block and blue another; the search begins with three red pictures."""
     graph = Residual(gain={0: (1000, 1, 1), 2: (1, 1, 1000)}).model()
     inputs = pictures(0.7, 0.8, 0.9, 1.0)
-    for item in inputs:
-        red = item.name != "to 1.0"
-        item.lr[:, 2 if red else 0] = 0.01
+    for item, channel in zip(inputs, (0, 0, 0, 2), strict=True):
+        item.lr[:] = 0.01
+        item.lr[:, channel] = 0.9
     found = plan_islands(graph, FACTS, inputs, GATE, threads=1)
     assert found.islands == ("groups.0", "groups.2") and found.psnr_after > 60
 
