@@ -44,12 +44,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from deploy.engines import TorchEngine
     from deploy.inputs import build_inputs
     from deploy.photographs import load_photographs
     from deploy.ranges import table
     from deploy.rescale import check_rescale, recentred
     from deploy.sizes import DEFAULT_SIZES
+    from deploy.torch_engines import TorchEngine
     from deploy.verdict import EdgeResult, edge_json, read_gates
     from srkd.models import load_model
 

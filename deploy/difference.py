@@ -51,11 +51,11 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. JSON has no infinity: equal pictures have psnr_db null, and so has NaN."""
-        plain = {k: _finite_or_none(v) for k, v in asdict(self).items()}
-        return {**plain, "bias_rgb": [_finite_or_none(v) for v in self.bias_rgb]}
+        plain = {k: finite_or_none(v) for k, v in asdict(self).items()}
+        return {**plain, "bias_rgb": [finite_or_none(v) for v in self.bias_rgb]}
 
 
-def _finite_or_none(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

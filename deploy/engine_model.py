@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy.engines import engine_kind, load_engine
-from deploy.export import default_folder
+from deploy.places import default_folder
 from deploy.sidecar import read_sidecar, sidecar_path
 from srkd.devices import pick_device
 from srkd.errors import SrkdError

@@ -1,38 +1,41 @@
 """Engines: things that run a network, one protocol for all, so that parity and timing are written once.
 
-    torch   the reference: fp32, eval, CPU
-    onnx    the graph as the product; run here by ONNX Runtime on the CPU with its defaults
-    ort     the graph bound to ONNX Runtime: provider and threads recorded and used again at loading
+    torch, torch-compile    the network itself; torch in fp32 is the reference
+    onnx, ort, openvino     open the ONNX graph
+    trt, trt-rtx            open a file that was built from the ONNX graph for one kind of GPU
 
 To add one: its module with an opener, and one line in ENGINES. Importing this loads no library.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from deploy.machine import require
+from deploy.machine import absence, cpp_compiler, gpu, require
 from deploy.sidecar import read_parity, read_sidecar, record_hash
 from srkd.errors import CheckFailedError, MissingError, SrkdError, nearest
 from srkd.files import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     import numpy as np
-    from torch import nn
 
     from deploy.sidecar import Sidecar
+    from srkd.loaded import LoadedModel
     from srkd.types import Facts
 
 log = logging.getLogger(__name__)
 
 CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 class Engine(Protocol):
@@ -49,62 +52,216 @@ class EngineRunError(SrkdError):
 
 @dataclass(frozen=True)
 class EngineKind:
-    """One line of the table. `opener` is "module:function": (file, scale, settings) -> Engine."""
+    """One line of the table.
+
+    `source`   network: runs the network itself; graph: opens the ONNX file; built: opens what `builder`
+               made of the ONNX file, `suffix` is that file's
+    `opener`   "module:function"; (model, precision, settings) -> Engine for a network, else
+               (file, scale, settings) -> Engine
+    `builder`  "module:function"; (graph, target, sizes, settings) -> facts of the build
+    `runs`     device -> precisions that it has there; the first device is the default
+    `rounds`   it rounds to its precision itself and takes the float32 graph for all of them
+    `settings` defaults of what the opener is given; a built file gets the facts of its build as "built" too
+    """
 
     about: str
+    source: Literal["network", "graph", "built"]
     module: str
     attribute: str
     install: str
     opener: str
-    suffix: str
+    runs: dict[str, tuple[str, ...]]
     settings: dict[str, Any]
+    suffix: str = ""
+    builder: str | None = None
+    rounds: bool = False
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """All that it has on any device."""
+        return tuple(p for p in PRECISIONS if any(p in has for has in self.runs.values()))
 
 
-_ORT = {
+_TORCH: dict[str, Any] = {
+    "source": "network",
+    "module": "torch",
+    "attribute": "Tensor",
+    "install": "pip install torch",
+    "runs": {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16", "bf16")},
+    "settings": {"device": "cpu", "threads": 0},
+}
+_ORT: dict[str, Any] = {
+    "source": "graph",
     "module": "onnxruntime",
     "attribute": "InferenceSession",
-    "install": "pip install onnxruntime",
-    "opener": "deploy.engines:open_ort",
+    "install": "pip install onnxruntime (onnxruntime-gpu for CUDA; never both)",
+    "opener": "deploy.ort_engine:open_ort",
     "suffix": ".onnx",
+    "settings": {"provider": CPU_PROVIDER, "threads": 0},
+}
+_TRT: dict[str, Any] = {
+    "source": "built",
+    "attribute": "Builder",
+    "opener": "deploy.tensorrt_engine:open_tensorrt",
+    "builder": "deploy.tensorrt_build:build",
+    "runs": {"cuda": ("fp32", "fp16")},
+    "suffix": ".plan",
 }
 
 ENGINES: dict[str, EngineKind] = {
+    "torch": EngineKind(
+        about="the network in torch, the reference",
+        opener="deploy.torch_engines:open_torch",
+        **_TORCH,
+    ),
+    "torch-compile": EngineKind(
+        about="the network through torch.compile",
+        opener="deploy.torch_engines:open_compiled",
+        **_TORCH,
+    ),
     "onnx": EngineKind(
         about="the graph, for any runtime; verified here by ONNX Runtime on the CPU",
-        settings={"provider": CPU_PROVIDER, "threads": 0},
+        runs={"cpu": ("fp32", "fp16")},
         **_ORT,
     ),
     "ort": EngineKind(
         about="the same graph bound to ONNX Runtime: provider and threads are recorded and used again",
-        settings={"provider": CPU_PROVIDER, "threads": 0},
+        runs={"cpu": ("fp32", "fp16"), "cuda": ("fp32", "fp16")},
         **_ORT,
     ),
+    "openvino": EngineKind(
+        about="the graph in OpenVINO on the CPU, its precision pinned",
+        source="graph",
+        module="openvino",
+        attribute="Core",
+        install="pip install openvino",
+        opener="deploy.openvino_engine:open_openvino",
+        runs={"cpu": ("fp32", "fp16", "bf16")},
+        suffix=".onnx",
+        rounds=True,
+        settings={"precision": "fp32", "threads": 0},
+    ),
+    "trt": EngineKind(
+        about="TensorRT, built for the NVIDIA GPU of this machine",
+        module="tensorrt",
+        install="pip install tensorrt --extra-index-url https://pypi.nvidia.com",
+        settings={"library": "tensorrt", "tf32": False},
+        **_TRT,
+    ),
+    "trt-rtx": EngineKind(
+        about="TensorRT for RTX, built on any machine, run on consumer NVIDIA GPUs",
+        module="tensorrt_rtx",
+        install="pip install tensorrt-rtx-cu13",
+        settings={"library": "tensorrt_rtx", "tf32": False},
+        **_TRT,
+    ),
 }
-PRECISIONS = ("fp32",)
 
 
-def engine_kind(name: str, precision: str = "fp32") -> EngineKind:
-    """The line of an engine; what this version does not have is refused."""
-    if name not in ENGINES or precision not in PRECISIONS:
+def engine_kind(name: str, precision: str = "fp32", device: str | None = None) -> EngineKind:
+    """The line of an engine; a combination that does not exist is refused."""
+    if name not in ENGINES:
+        raise SrkdError(f"there is no engine '{name}'; {nearest(name, list(ENGINES))}")
+    kind = ENGINES[name]
+    if device is not None and device not in kind.runs:
+        raise SrkdError(f"engine '{name}' runs on {_either(kind.runs)}, not on '{device}'.")
+    have = kind.precisions if device is None else kind.runs[device]
+    if precision not in have:
+        others = [n for n, k in ENGINES.items() if precision in k.precisions]
         raise SrkdError(
-            f"engine '{name}' in {precision} is not available: this version exports fp32 with engines "
-            f"onnx and ort; {nearest(name, list(ENGINES))}"
+            f"engine '{name}' computes in {_either(have)}{f' on {device}' if device else ''}, not in "
+            f"'{precision}'" + (f"; engines that do: {', '.join(others)}." if others else ".")
         )
-    return ENGINES[name]
+    return kind
 
 
-def require_engine(name: str) -> None:
-    """Refuse (exit 3) when the library that runs this engine is not usable here."""
+def _either(words: Any) -> str:
+    return " or ".join(words)
+
+
+def engine_settings(
+    name: str, precision: str = "fp32", device: str | None = None, threads: int = 0
+) -> dict[str, Any]:
+    """Everything an engine is opened with. `threads` of one picture on the CPU; 0 is the library's choice."""
+    device = device or next(iter(engine_kind(name).runs))
+    kind = engine_kind(name, precision, device)
+    chosen = {
+        "precision": precision,
+        "device": device,
+        "provider": PROVIDERS[device],
+        "threads": threads,
+    }
+    if threads and "threads" not in kind.settings:
+        raise SrkdError(f"engine '{name}' runs on a GPU and takes no threads; leave them out.")
+    return {key: chosen.get(key, default) for key, default in kind.settings.items()}
+
+
+def require_engine(name: str) -> ModuleType:
+    """The library that runs this engine; refused (exit 3) when it is not usable here."""
     kind = engine_kind(name)
-    require(kind.module, kind.attribute, f"engine '{name}'", kind.install)
+    return require(kind.module, kind.attribute, f"engine '{name}'", kind.install)
+
+
+class Available(NamedTuple):
+    """What an engine can do here: its precisions on the devices there are, or the reason why nothing."""
+
+    name: str
+    precisions: tuple[str, ...]
+    reason: str | None
+
+
+def available() -> list[Available]:
+    """Every engine of the table. Looks for libraries without importing them and asks the GPU's driver.
+
+    A library that is there may still fail to start; that is known when the engine is opened.
+    """
+    devices = ("cpu",) if gpu() is None else ("cpu", "cuda")
+    found = []
+    for name, kind in ENGINES.items():
+        here = [p for p in PRECISIONS if any(p in kind.runs.get(d, ()) for d in devices)]
+        reason = absence(kind.module)
+        if reason is not None:
+            reason = f"{reason}; install it: {kind.install}"
+        elif not here:
+            reason = f"it runs on {_either(kind.runs)}, and no NVIDIA GPU was found"
+        elif name == "torch-compile" and "cuda" not in devices and cpp_compiler() is None:
+            reason = "it needs a C++ compiler on the CPU; install g++"
+        found.append(Available(name, () if reason else tuple(here), reason))
+    return found
 
 
 def open_engine(name: str, file: Path, scale: int, settings: dict[str, Any]) -> Engine:
     """Open an exported file with an engine's opener. `load_engine` is the way for users."""
+    kind = engine_kind(name)
+    if kind.source == "network":
+        raise SrkdError(
+            f"engine '{name}' runs a network, not a file such as {file.name}; give it the run folder."
+        )
     require_engine(name)
-    module, _, function = engine_kind(name).opener.partition(":")
-    opener: Callable[[Path, int, dict[str, Any]], Engine] = getattr(import_module(module), function)
+    opener: Callable[[Path, int, dict[str, Any]], Engine] = named(kind.opener)
     return opener(file, scale, settings)
+
+
+def open_network_engine(
+    name: str, model: LoadedModel, precision: str = "fp32", settings: dict[str, Any] | None = None
+) -> Engine:
+    """Open a network with an engine that runs it itself; `settings` as of `engine_settings`."""
+    kind = engine_kind(name, precision)
+    if kind.source != "network":
+        raise SrkdError(
+            f"engine '{name}' opens an exported file, not a network; export {model.name} first: "
+            f"python deploy/export.py {model.source} --engine {name}"
+        )
+    settings = engine_settings(name, precision) if settings is None else settings
+    engine_kind(name, precision, settings["device"])
+    require_engine(name)
+    opener: Callable[[LoadedModel, str, dict[str, Any]], Engine] = named(kind.opener)
+    return opener(model, precision, settings)
+
+
+def named(place: str) -> Any:
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)
 
 
 @dataclass(frozen=True)
@@ -130,7 +287,7 @@ class LoadedEngine:
 
 
 def load_engine(file: str | Path, allow_failed: bool = False) -> LoadedEngine:
-    """Open an exported file after checking it against its sidecar (`check_file`).
+    """Open an exported file after checking it against its sidecar (`check_file`) and this machine.
 
     A parity verdict of FAIL is refused too, unless `allow_failed`, which is for looking into it. Any
     verdict but PASS is repeated on the log as a warning, and in `notes`.
@@ -140,21 +297,29 @@ def load_engine(file: str | Path, allow_failed: bool = False) -> LoadedEngine:
     notes = _notes(file, sidecar)
     if sidecar.verdict == "FAIL" and not allow_failed:
         raise CheckFailedError(notes[0])
-    engine = open_engine(sidecar.engine, file, sidecar.network_facts.scale, sidecar.settings)
+    check_build(file, sidecar)
+    scale = sidecar.network_facts.scale
+    engine = open_engine(sidecar.engine, file, scale, opened_with(sidecar))
     for note in notes:
         log.warning(note)
     return LoadedEngine(engine, sidecar, notes)
 
 
+def opened_with(sidecar: Sidecar) -> dict[str, Any]:
+    """The settings that an exported file is opened with; a built one needs the facts of its build too."""
+    built = {} if sidecar.build is None else {"built": sidecar.build}
+    return {**sidecar.settings, **built}
+
+
 def check_file(file: Path) -> Sidecar:
     """The sidecar of an exported file, if both belong together and the parity record to them.
 
-    Refused: no file, no sidecar, a damaged or newer one, a graph or parity record of another hash.
+    Refused: no file, no sidecar, a damaged or newer one, a file or parity record of another hash.
     """
     if not file.is_file():
         raise SrkdError(f"there is no exported file {file}; make it with deploy/export.py.")
     sidecar = read_sidecar(file)
-    if sha256(file) != sidecar.graph_sha256:
+    if sha256(file) != sidecar.engine_sha256:
         raise SrkdError(
             f"{file} is not the file its sidecar describes (its hash differs: it was changed, cut "
             f"short or replaced). Build it again: {sidecar.rebuild}"
@@ -169,85 +334,41 @@ def check_file(file: Path) -> Sidecar:
     return sidecar
 
 
+def check_build(file: Path, sidecar: Sidecar) -> None:
+    """Refuse (exit 3) a built file that another version of its library, or another GPU, was built for."""
+    if sidecar.build is None:
+        return
+    kind = engine_kind(sidecar.engine)
+    have, built = require_engine(sidecar.engine).__version__, sidecar.build["version"]
+    if have != built:
+        raise MissingError(
+            f"{file} was built by {kind.module} {built}, and this machine has {have}: such files do not "
+            f"move between versions. Build it again: {sidecar.rebuild}"
+        )
+    here, meant = gpu(), sidecar.build["gpu"]
+    if meant is not None and (here is None or here.name != meant):
+        raise MissingError(
+            f"{file} was built for {meant}, and this machine has {here or 'no NVIDIA GPU'}. Build it again "
+            f"on the machine that runs it: {sidecar.rebuild}"
+        )
+
+
 def _notes(file: Path, sidecar: Sidecar) -> tuple[str, ...]:
     said = {
         "FAIL": f"{file.name} FAILED its parity check and must not be used; see report.md beside it.",
         "INCONCLUSIVE": f"{file.name}: parity is INCONCLUSIVE; see report.md beside it.",
         "UNVERIFIED": f"{file.name} is UNVERIFIED: it was exported without a parity check. "
         f"Verify it: {sidecar.rebuild}",
+        "BUILT, NOT VERIFIED": f"{file.name} is BUILT, NOT VERIFIED: the machine that built it could not "
+        f"run it. Verify it on one that can: {sidecar.rebuild}",
     }
-    return (said[sidecar.verdict],) if sidecar.verdict in said else ()
-
-
-class TorchEngine:
-    """The reference: the network itself in fp32, eval mode, on the CPU, without reduced matmuls."""
-
-    def __init__(self, network: nn.Module, scale: int) -> None:
-        self.scale = scale
-        # A copy: the caller's network may be in training mode, on a GPU, or in another precision.
-        self.network = copy.deepcopy(network).float().cpu().eval()
-
-    def __call__(self, lr: np.ndarray) -> np.ndarray:
-        import torch
-
-        check_input(lr)
-        kept = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-                return self.network(torch.from_numpy(lr.copy())).numpy()
-        finally:
-            torch.set_float32_matmul_precision(kept)
-
-
-class OrtEngine:
-    """An ONNX graph in ONNX Runtime, on the provider asked for and on no other."""
-
-    def __init__(
-        self, file: Path, scale: int, provider: str = CPU_PROVIDER, threads: int = 0
-    ) -> None:
-        """`threads` inside one operator; 0 lets ONNX Runtime take every core."""
-        import onnxruntime
-
-        self.scale = scale
-        self.file = file
-        if provider not in onnxruntime.get_available_providers():
-            raise MissingError(
-                f"{file.name} was built for ONNX Runtime's {provider}, which this installation lacks "
-                f"(it has {', '.join(onnxruntime.get_available_providers())}). Install it, or export "
-                "again on this machine."
-            )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        try:
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
-        except Exception as error:  # ONNX Runtime's exceptions share no other base
-            raise SrkdError(
-                f"ONNX Runtime cannot open {file} ({_first_line(error)}); export it again."
-            ) from error
-        used = self.session.get_providers()
-        # Only the session tells the truth: a provider that fails to start is replaced silently.
-        if used[0] != provider:
-            raise MissingError(
-                f"ONNX Runtime runs {file.name} on {used[0]} although {provider} was asked for; its "
-                "start-up failed. Repair that installation, or export for the CPU."
-            )
-
-    def __call__(self, lr: np.ndarray) -> np.ndarray:
-        check_input(lr)
-        try:
-            (sr,) = self.session.run(["sr"], {"lr": lr})
-        except Exception as error:
-            raise EngineRunError(
-                f"ONNX Runtime could not run {self.file.name} on an input of {tuple(lr.shape)}: "
-                f"{_first_line(error)}"
-            ) from error
-        return sr  # type: ignore[return-value]
-
-
-def open_ort(file: Path, scale: int, settings: dict[str, Any]) -> OrtEngine:
-    """Opener of the engines `onnx` and `ort`."""
-    return OrtEngine(file, scale, settings["provider"], settings["threads"])
+    notes = [said[sidecar.verdict]] if sidecar.verdict in said else []
+    if sidecar.precision == "fp16" and sidecar.settings.get("provider") == CPU_PROVIDER:
+        notes.append(
+            f"{file.name} holds float16, which ONNX Runtime computes in float32 on a CPU: that it runs "
+            "here shows neither its range nor its speed on a GPU."
+        )
+    return tuple(notes)
 
 
 def check_input(lr: np.ndarray) -> None:
@@ -258,6 +379,7 @@ def check_input(lr: np.ndarray) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library says first, without the stack it appends."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.engines import ENGINES, PRECISIONS, check_file, engine_kind, open_engine, require_engine
-from deploy.machine import machine, versions
+from deploy.engines import (
+    ENGINES,
+    PRECISIONS,
+    check_file,
+    engine_kind,
+    engine_settings,
+    open_engine,
+    opened_with,
+    require_engine,
+)
+from deploy.places import default_folder, export_file
+from deploy.records import (
+    BUILTIN,
+    REPORT_FILE,
+    Request,
+    describe,
+    picture_path,
+    save_worst,
+    write_report,
+)
 from deploy.sidecar import (
     PARITY_FILE,
     Sidecar,
@@ -24,41 +42,45 @@ from deploy.sidecar import (
     write_sidecar,
 )
 from deploy.sizes import DEFAULT_SIZES, Sizes, check_sizes, parse_sizes
-from srkd.errors import SrkdError
-from srkd.files import sha256, write_text
+from srkd.errors import MissingError, SrkdError, nearest
 from srkd.progress import StatusLine
 
 if TYPE_CHECKING:
-    from deploy.graph import Graph
-    from deploy.inputs import Photo
+    from deploy.engines import EngineKind
+    from deploy.inputs import Input, Photo
+    from deploy.making import Made
     from deploy.parity import Parity
-    from deploy.verdict import Worst
+    from deploy.proof import ProvableEngine
     from srkd.loaded import LoadedModel
 
-REPORT_FILE = "report.md"
-BUILTIN = "builtin"
+EXPORTED = tuple(name for name, kind in ENGINES.items() if kind.source != "network")
 LAST_WORD = {
     "PASS": "PASSED",
     "FAIL": "FAILED",
     "INCONCLUSIVE": "INCONCLUSIVE",
     "UNVERIFIED": "UNVERIFIED",
+    "BUILT, NOT VERIFIED": "BUILT, NOT VERIFIED",
 }
-HAVE = f"this version exports {', '.join(PRECISIONS)} with engines {' and '.join(ENGINES)}"
 
 EXAMPLES = f"""\
 engines:
-{"".join(f"  {name:<6}{kind.about}{chr(10)}" for name, kind in ENGINES.items())}
-the graph takes any batch, height and width; --size says which sizes are declared in the sidecar and
-where parity is checked (no side above 160 px, so that the check stays short).
+{"".join(f"  {name:<9}{ENGINES[name].about} ({', '.join(ENGINES[name].precisions)}){chr(10)}" for name in EXPORTED)}
+a graph takes any batch, height and width; --size says which sizes are declared in the sidecar and
+where parity is checked (no side above 160 px, so that the check stays short). A TensorRT engine is built for
+the sizes from MIN to MAX and tuned for OPT.
+
+fp16: the network's range is re-centred by a power of two where that is exact, and the blocks that float16 breaks
+stay float32; both are measured on the photographs of the check, and recorded.
 
 examples:
-  python deploy/export.py runs/rcan_a --engine onnx
+  python deploy/export.py runs/rcan_a --engine onnx --precision fp16
   python deploy/export.py rcan_c --scale 4 --engine ort --threads 4 --out out/
-  python deploy/export.py runs/rcan_a --engine ort --size 16x16:270x480:540x960 --data photos/ --json
+  python deploy/export.py runs/rcan_a --engine trt --precision fp16 --size 270x480:540x960:1080x1920 --benchmark
 
 exit codes:
   0 every check that ran passed, or --no-parity     1 FAILED or INCONCLUSIVE
-  2 the request is wrong                            3 a library is missing here
+  2 the request is wrong                            3 a library or a GPU is missing here
+An engine that is built but cannot run on this machine is BUILT, NOT VERIFIED: 0 if what could be checked passed.
 """
 
 
@@ -67,7 +89,8 @@ exit codes:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export left. `record` is this file's entry in parity.json, None without a check."""
+    """What an export left. `record` is this file's entry in parity.json, None without a check; `speed` the
+    speed card, where one was asked for and the engine runs here."""
 
     verdict: Verdict
     file: Path
@@ -75,11 +98,12 @@ class ExportResult:
     report: Path | None = None
     record: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    speed: Path | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 passed or unverified on request, 1 failed or inconclusive."""
-        return 0 if self.verdict in ("PASS", "UNVERIFIED") else 1
+        """1 failed or inconclusive, 0 otherwise."""
+        return 1 if self.verdict in ("FAIL", "INCONCLUSIVE") else 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -88,6 +112,7 @@ class ExportResult:
             "file": str(self.file),
             "sidecar": str(self.sidecar),
             "report": None if self.report is None else str(self.report),
+            "speed": None if self.speed is None else str(self.speed),
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
             "parity": self.record,
         }
@@ -104,106 +129,73 @@ def export(
     data: str | Path = BUILTIN,
     parity: bool = True,
     threads: int = 0,
+    device: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> ExportResult:
-    """Write MODEL as `<name>_<precision>.onnx` with its sidecar, verify it, and report.
+    """Write MODEL for an engine with its sidecar, verify it, and report.
 
     `out` defaults to `deploy/` in a run folder, else to `deploy_out/<name>`. `data` is a folder or set of
-    photographs for the check. `threads` is bound to the engine `ort`; 0 is every core. The file is
-    written before it is verified and its sidecar says UNVERIFIED until the verdict is known. Progress
-    goes to stderr unless `quiet`.
+    photographs for the check, and for the plan of a float16 graph. `threads` and `device` (cpu, cuda) are
+    bound to the engine; 0 is every core, None the engine's usual device. The file is written before it is
+    verified and its sidecar says UNVERIFIED until the verdict is known. Progress goes to stderr unless
+    `quiet`.
     """
-    kind = engine_kind(engine, precision)
-    # The graph alone needs no runtime; whatever is opened or verified here does.
-    if parity or engine != "onnx":
+    kind = _kind(engine, precision, device)
+    # The graph alone needs no runtime; whatever is opened or verified here does, and so does a fp16 plan.
+    if parity or engine != "onnx" or precision != "fp32":
         require_engine(engine)
-    if engine == "onnx" and threads:
+    if kind.source == "built":
+        from deploy.tensorrt_build import target_of
+
+        target_of(kind.settings["library"])  # the GPU that the engine would be for
+    if (threads and "threads" not in kind.settings) or (threads and engine == "onnx"):
         raise SrkdError(
-            "--threads belongs to --engine ort; a graph for any runtime has no threads."
+            f"--threads belongs to engines bound to a CPU (ort, openvino); '{engine}' has none, leave it out."
         )
-    stages = _Stages(quiet)
+    settings = engine_settings(engine, precision, device, threads)
     loaded = _load(model, scale)
     facts = loaded.facts
     check_sizes(sizes, facts, loaded.name)
     folder = out or default_folder(loaded)
-    file = folder / f"{loaded.name}_{precision}{kind.suffix}"
+    request = Request(engine, precision, sizes, folder, data, threads, device)
+    file = export_file(folder, loaded.name, engine, precision, kind)
     _refuse_existing(file, overwrite)
+    half = precision == "fp16" and not kind.rounds
+    stages = _Stages(quiet, half=half, built=kind.source == "built")
     photos: list[Photo] = []
-    if parity:
+    inputs: list[Input] = []
+    if parity or half:
+        from deploy.inputs import build_inputs
         from deploy.photographs import load_photographs
 
         photos = load_photographs(data, loaded.scale)
+        inputs = build_inputs(photos, sizes, facts)
     millions = sum(p.numel() for p in loaded.network.parameters()) / 1e6
     stages.done(
         "load", f"{loaded.name}  {millions:.2f} M parameters, x{facts.scale}, RGB in [0, 1]"
     )
     for note in loaded.notes:
         stages.say(note)
+    _forget(folder, file)
 
-    from deploy.graph import export_graph
-
-    records = drop_parity(folder, file.name)
-    sidecar_path(file).unlink(missing_ok=True)
-    _picture_path(file).unlink(missing_ok=True)
-    if records or (folder / REPORT_FILE).is_file():
-        _write_report(folder, records)
-    graph = export_graph(loaded, file)
-    settings = {**kind.settings, "threads": threads}
-    try:
-        rebuild = _rebuild_command(loaded, engine, precision, sizes, folder, data, threads)
-        sidecar = _describe(loaded, graph, engine, precision, sizes, settings, rebuild)
-        write_sidecar(file, sidecar)
-    except BaseException:
-        file.unlink(missing_ok=True)  # a graph without a sidecar is no export
-        raise
-    told = f"opset {graph.opset}, {graph.nodes} nodes, checked, dynamic batch, height, width"
-    stages.done("onnx", told)
-
-    if not parity:
-        stages.done("engine", "not opened (--no-parity)")
-        stages.done("verify", "UNVERIFIED: not run (--no-parity)")
-        check_file(file)
-        return ExportResult("UNVERIFIED", file, sidecar_path(file), seconds=stages.seconds)
-
-    opened = open_engine(engine, file, loaded.scale, settings)
-    library = f"{kind.module} {sidecar.versions.get(kind.module, '')}"
-    stages.done(
-        "engine",
-        f"{library}, {settings['provider']}, threads: {threads or 'all cores'}, sizes {sizes}",
-    )
-
-    from deploy.engines import TorchEngine
-    from deploy.inputs import build_inputs
-    from deploy.parity import verify
-
-    reference = TorchEngine(loaded.network, loaded.scale)
-    inputs = build_inputs(photos, sizes, facts)
-    found = verify(reference, opened, facts, inputs, photos, progress=stages.show)
-    picture = None if found.worst is None else _save_worst(file, found.worst)
-    record = {
-        "file": file.name,
-        "model": loaded.name,
-        "engine": engine,
-        "precision": precision,
-        "reference": f"torch {sidecar.versions.get('torch', '')}, fp32, eval mode, CPU",
-        "data": str(data),
-        "sizes": str(sizes),
-        "graph_sha256": graph.sha256,
-        "weights_sha256": sidecar.weights_sha256,
-        "settings": settings,
-        "versions": sidecar.versions,
-        **found.to_json(),
-        "worst_picture": picture,
-    }
-    _write_report(folder, write_parity(folder, file.name, record))
+    with tempfile.TemporaryDirectory() as temporary:
+        made = _make(loaded, kind, request, file, Path(temporary), inputs, settings, stages)
+        if not parity:
+            stages.done("verify", "UNVERIFIED: not run (--no-parity)")
+            check_file(file)
+            return ExportResult("UNVERIFIED", file, sidecar_path(file), seconds=stages.seconds)
+        opened, absent = _open(file, made, stages)
+        found = _verify(loaded, made, opened, absent, precision, inputs, photos, stages)
+    record = _record(file, made.sidecar, found, str(data), made)
+    write_report(folder, write_parity(folder, file.name, record))
     proved = {
         "verdict": found.verdict,
         "blame": found.blame,
         "record": PARITY_FILE,
         "record_sha256": record_hash(record),
     }
-    write_sidecar(file, Sidecar(**{**asdict(sidecar), "parity": proved}))
+    write_sidecar(file, Sidecar(**{**asdict(made.sidecar), "parity": proved}))
     check_file(file)
     stages.done("verify", f"vs torch fp32, {len(photos)} photographs: {_summary(found)}")
     return ExportResult(
@@ -211,39 +203,156 @@ def export(
     )
 
 
-def default_folder(model: LoadedModel) -> Path:
-    """`deploy/` in a run folder; shipped networks and single files get `deploy_out/<name>`."""
-    from srkd.models import WEIGHTS_FOLDER
+def _kind(engine: str, precision: str, device: str | None) -> EngineKind:
+    kind = engine_kind(engine, precision, device)
+    if kind.source == "network":
+        raise SrkdError(
+            f"engine '{engine}' runs the network itself, so there is nothing to export; "
+            f"{nearest(engine, list(EXPORTED))}"
+        )
+    return kind
 
-    shipped = model.source.resolve().parent == WEIGHTS_FOLDER.resolve()
-    if model.source.is_dir() and not shipped:
-        return model.source / "deploy"
-    return Path("deploy_out") / model.name
+
+def _make(
+    loaded: LoadedModel,
+    kind: EngineKind,
+    request: Request,
+    file: Path,
+    temporary: Path,
+    inputs: list[Input],
+    settings: dict[str, Any],
+    stages: _Stages,
+) -> Made:
+    """The files with their sidecar: what is exported, and the fp32 graph that it is checked against."""
+    from deploy.making import make
+
+    made = make(loaded, kind, request, file, temporary, inputs, settings, stages.done, stages.show)
+    try:
+        sidecar = describe(
+            loaded, request, file, made.graph, made.plan.to_sidecar(), settings, made.build
+        )
+        write_sidecar(file, sidecar)
+    except BaseException:
+        file.unlink(missing_ok=True)  # a file without a sidecar is no export
+        raise
+    return replace(made, sidecar=sidecar)
+
+
+def _open(file: Path, made: Made, stages: _Stages) -> tuple[ProvableEngine | None, str]:
+    """The engine as a user opens it, or why a built one cannot run here."""
+    sidecar = made.sidecar
+    engine: Any = None
+    absent = ""
+    try:
+        scale = sidecar.network_facts.scale
+        engine = open_engine(sidecar.engine, file, scale, opened_with(sidecar))
+    except MissingError as error:
+        if sidecar.build is None:
+            raise
+        # The library is here, or it would not have been built: this machine cannot run it.
+        absent = f"{error} Then: {sidecar.rebuild}"
+    kind = engine_kind(sidecar.engine)
+    library = f"{kind.module} {sidecar.versions.get(kind.module, '')}"
+    shown = ", ".join(f"{key}: {value}" for key, value in sidecar.settings.items())
+    told = "BUILT, but it cannot run here" if engine is None else f"{library}, {shown}"
+    stages.done("engine", f"{told}, sizes {made.request.sizes}")
+    return engine, absent
+
+
+def _verify(
+    loaded: LoadedModel,
+    made: Made,
+    opened: ProvableEngine | None,
+    absent: str,
+    precision: str,
+    inputs: list[Input],
+    photos: list[Photo],
+    stages: _Stages,
+) -> Parity:
+    from deploy.emulation import HalfEmulation
+    from deploy.ort_engine import OrtEngine
+    from deploy.parity import Chain, verify
+    from deploy.torch_engines import TorchEngine
+
+    scale, threads = loaded.scale, made.request.threads
+    rescaled = made.plan.rescale > 1
+    chain = Chain(
+        trained=TorchEngine(loaded.network, scale),
+        graph=OrtEngine(made.graph32, scale, threads=threads),
+        engine=opened,
+        precision=precision,
+        absent=absent,
+        deployed=TorchEngine(made.network, scale) if rescaled else None,
+        as_trained=made.plan.reason,
+        half=None if made.half is None else HalfEmulation(made.half, scale, threads),
+    )
+    return verify(chain, loaded.facts, inputs, photos, progress=stages.show)
+
+
+def _record(file: Path, sidecar: Sidecar, found: Parity, data: str, made: Made) -> dict[str, Any]:
+    """The entry of parity.json."""
+    picture = None if found.worst is None else save_worst(file, found.worst)
+    return {
+        "file": file.name,
+        "model": sidecar.model["name"],
+        "engine": sidecar.engine,
+        "precision": sidecar.precision,
+        "reference": f"torch {sidecar.versions.get('torch', '')}, fp32, eval mode, CPU",
+        "data": data,
+        "sizes": str(made.request.sizes),
+        "graph_sha256": sidecar.graph_sha256,
+        "weights_sha256": sidecar.weights_sha256,
+        "settings": sidecar.settings,
+        "versions": sidecar.versions,
+        **found.to_json(),
+        "plan": made.plan.to_json(),
+        "build": sidecar.build,
+        "worst_picture": picture,
+    }
+
+
+def _forget(folder: Path, file: Path) -> None:
+    """What an earlier export said of this file."""
+    records = drop_parity(folder, file.name)
+    sidecar_path(file).unlink(missing_ok=True)
+    picture_path(file).unlink(missing_ok=True)
+    if records or (folder / REPORT_FILE).is_file():
+        write_report(folder, records)
 
 
 class _Stages:
     """`[2/4] onnx  ...  3.1 s` on stderr, and how long each took."""
 
-    names = ("load", "onnx", "engine", "verify")
-
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, *, half: bool, built: bool) -> None:
+        self.names = (
+            "load",
+            *(("range",) if half else ()),
+            "onnx",
+            *(("fp16",) if half else ()),
+            *(("build",) if built else ()),
+            "engine",
+            "verify",
+        )
         self.line = StatusLine(quiet=quiet)
         self.seconds: dict[str, float] = {}
         self.begin = time.perf_counter()
 
+    def _head(self, name: str) -> str:
+        return f"[{self.names.index(name) + 1}/{len(self.names)}] {name:<7}"
+
     def done(self, name: str, told: str) -> None:
         now = time.perf_counter()
         self.seconds[name], self.begin = now - self.begin, now
-        head = f"[{self.names.index(name) + 1}/{len(self.names)}] {name:<7}"
-        self.line.say(f"{head} {told}  {self.seconds[name]:.1f} s")
+        self.line.say(f"{self._head(name)} {told}  {self.seconds[name]:.1f} s")
 
     def say(self, text: str) -> None:
         self.line.say(f"      {text}")
 
     def show(self, text: str) -> None:
-        """A passing remark: only where the line can be rewritten."""
+        """A passing remark on the stage that runs: only where the line can be rewritten."""
         if self.line.live:
-            self.line.show(f"[4/4] verify  {text}")
+            running = self.names[min(len(self.seconds), len(self.names) - 1)]
+            self.line.show(f"{self._head(running)} {text}")
 
 
 def _load(model: str | Path | LoadedModel, scale: int | None) -> LoadedModel:
@@ -265,94 +374,13 @@ def _refuse_existing(file: Path, overwrite: bool) -> None:
         raise SrkdError(f"{there[0]} is there already; add --overwrite or choose another --out.")
 
 
-def _describe(
-    model: LoadedModel,
-    graph: Graph,
-    engine: str,
-    precision: str,
-    sizes: Sizes,
-    settings: dict[str, Any],
-    rebuild: str,
-) -> Sidecar:
-    """The sidecar of a graph that nobody has verified yet."""
-    from deploy.graph import INPUT, INPUT_RANGE, OUTPUT, OUTPUT_RANGES, weights_file
-
-    network = model.network
-    return Sidecar(
-        engine=engine,
-        precision=precision,
-        file=graph.path.name,
-        graph_sha256=graph.sha256,
-        weights_sha256=sha256(weights_file(model)),
-        model={
-            "name": model.name,
-            "family": getattr(network, "family", type(network).__name__),
-            "arguments": getattr(network, "arguments", None),
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "source": str(model.source),
-        },
-        facts=asdict(model.facts),
-        input={
-            "name": INPUT,
-            "type": "float32",
-            "dims": graph.input_dims,
-            "range": INPUT_RANGE,
-        },
-        output={
-            "name": OUTPUT,
-            "type": "float32",
-            "dims": graph.output_dims,
-            "range": OUTPUT_RANGES[model.facts.output_range],
-        },
-        sizes=sizes.to_json(),
-        settings=settings,
-        versions=versions(),
-        machine=machine(),
-        rebuild=rebuild,
-        parity={"verdict": "UNVERIFIED", "blame": None, "record": None, "record_sha256": None},
-    )
-
-
-def _rebuild_command(
-    model: LoadedModel,
-    engine: str,
-    precision: str,
-    sizes: Sizes,
-    folder: Path,
-    data: str | Path,
-    threads: int,
-) -> str:
-    words = ["python", "deploy/export.py", str(model.source), "--engine", engine]
-    words += ["--precision", precision, "--size", str(sizes), "--out", str(folder)]
-    words += ["--data", str(data)] if str(data) != BUILTIN else []
-    words += ["--threads", str(threads)] if threads else []
-    return shlex.join([*words, "--overwrite"])
-
-
-def _picture_path(file: Path) -> Path:
-    return file.with_name(f"{file.stem}.worst.png")
-
-
-def _save_worst(file: Path, worst: Worst) -> dict[str, Any]:
-    from deploy.report import worst_picture
-    from srkd.images import write_png
-
-    pixels, gain = worst_picture(worst)
-    write_png(_picture_path(file), pixels)
-    return {"file": _picture_path(file).name, "input": worst.name, "gain": gain}
-
-
-def _write_report(folder: Path, records: dict[str, Any]) -> None:
-    from deploy.report import render
-
-    write_text(folder / REPORT_FILE, render(records))
-
-
 def _summary(found: Parity) -> str:
     e1 = found.edge("E1")
     task = "" if found.task is None else f", task {found.task.delta_db:+.4f} dB"
+    others = [found.edge(name) for name in ("E2", "E3") if found.edge(name).status != "NOT RUN"]
+    told = "".join(f"; {e.edge} {e.reason}" for e in others if e.edge != found.blame)
     blame = "" if found.blame is None else f" at {found.blame}: {found.edge(found.blame).reason}"
-    return f"{e1.reason}{task}  {found.verdict}{blame if found.blame not in (None, 'E1') else ''}"
+    return f"{e1.reason}{task}{told}  {found.verdict}{blame if found.blame not in (None, 'E1') else ''}"
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -363,8 +391,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("model", metavar="MODEL", help="run folder, weights file, or a shipped name")
-    p.add_argument("--engine", required=True, type=_one_of(tuple(ENGINES)), help="onnx or ort")
-    p.add_argument("--precision", default="fp32", type=_one_of(PRECISIONS), help="fp32 (default)")
+    p.add_argument("--engine", required=True, metavar="ENGINE", help=", ".join(EXPORTED))
+    p.add_argument(
+        "--precision", default="fp32", metavar="PRECISION", help=f"{', '.join(PRECISIONS)} (fp32)"
+    )
     p.add_argument("--scale", type=int, choices=(2, 3, 4), help="which scale of a shipped name")
     p.add_argument(
         "--size",
@@ -384,21 +414,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FOLDER_OR_SET",
         help="photographs to verify with (default: the built-in ones)",
     )
-    p.add_argument("--threads", type=int, default=0, metavar="N", help="of ort (default: all)")
+    p.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of ort and openvino (default: all)"
+    )
+    p.add_argument("--device", choices=("cpu", "cuda"), help="of ort (default: cpu)")
     p.add_argument("--no-parity", action="store_true", help="do not verify; the file says so")
+    p.add_argument(
+        "--benchmark", action="store_true", help="then measure the file's speed at OPT (speed.json)"
+    )
     p.add_argument("--overwrite", action="store_true", help="replace what is there")
     p.add_argument("--json", action="store_true", help="print one JSON document")
     p.add_argument("--quiet", action="store_true", help="no progress")
     return p.parse_args(argv)
-
-
-def _one_of(valid: tuple[str, ...]) -> Any:
-    def check(value: str) -> str:
-        if value not in valid:
-            raise argparse.ArgumentTypeError(f"'{value}' is not available: {HAVE}")
-        return value
-
-    return check
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -407,26 +434,48 @@ def main(argv: list[str] | None = None) -> int:
         raise SrkdError(
             f"--threads {args.threads} is negative; give 1 or more, or 0 for all cores."
         )
+    if args.benchmark and args.no_parity:
+        raise SrkdError(
+            "--benchmark measures files whose parity passed; leave out --no-parity, or --benchmark."
+        )
+    sizes = parse_sizes(args.size)
     result = export(
         args.model,
         args.engine,
         precision=args.precision,
         out=args.out,
         scale=args.scale,
-        sizes=parse_sizes(args.size),
+        sizes=sizes,
         data=args.data,
         parity=not args.no_parity,
         threads=args.threads,
+        device=args.device,
         overwrite=args.overwrite,
         quiet=args.quiet,
     )
+    card = None
+    if args.benchmark and result.verdict == "PASS":
+        from deploy.benchmark import benchmark
+
+        card, path = benchmark(
+            [result.file], size=sizes.usual, threads=args.threads, quiet=args.quiet
+        )
+        result = replace(result, speed=path)
     if args.json:
         print(json.dumps(result.to_json()))
         return result.exit_code
     if result.record is not None:
         for edge in result.record["edges"]:
             print(f"{edge['name']}  {edge['status']:<12}  {edge['compares']}: {edge['reason']}")
-    for path in (result.file, result.sidecar, result.report):
+    if card is not None:
+        from deploy.benchmark import print_card
+
+        print_card(card)
+    elif args.benchmark:
+        print(
+            f"not measured: a file that is {LAST_WORD[result.verdict]} has no speed worth knowing"
+        )
+    for path in (result.file, result.sidecar, result.report, result.speed):
         if path is not None:
             print(path)
     print(LAST_WORD[result.verdict])

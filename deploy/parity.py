@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from deploy.difference import Difference, difference, seam_score, worst_of
-from deploy.inputs import PHOTOGRAPHS, Input, window
+from deploy.comparison import BORDER_PX, RefusedError, Task, compare
+from deploy.difference import difference, seam_score, worst_of
+from deploy.engine_check import check_engine, gate_name
+from deploy.half import check_half
+from deploy.inputs import PHOTOGRAPHS, window
+from deploy.rescale import check_rescale
 from deploy.verdict import EdgeResult, Gate, Worst, edge_json, judge, read_gates
 from srkd.errors import SrkdError
-from srkd.metrics import psnr
 from srkd.tiling import halo_px, upscale_tiled
 
 if TYPE_CHECKING:
@@ -30,29 +32,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deploy.engines import Engine
-    from deploy.inputs import Photo
+    from deploy.inputs import Input, Photo
+    from deploy.proof import ProvableEngine
     from srkd.types import Facts
 
-BORDER_PX = 8  # LR pixels; padding faults show in this band
 # Pictures of E4 and E5 exceed the receptive field. Up to FAR_PX they are square, beyond that strips, which
 # keep the check of a network that sees far affordable.
 FAR_PX = 48
 TILE_PX = 64
 MARGIN_PX = 24
 STRIP_PX = 41
-
-
-@dataclass(frozen=True)
-class Task:
-    """Mean PSNR-Y in dB against HR of the network and of the engine, on the same photographs."""
-
-    photographs: int
-    torch_db: float
-    engine_db: float
-
-    @property
-    def delta_db(self) -> float:
-        return 0.0 if self.torch_db == self.engine_db else self.engine_db - self.torch_db
 
 
 @dataclass(frozen=True)
@@ -64,14 +53,17 @@ class Parity:
     gates: dict[str, Gate] = field(default_factory=dict)
     task: Task | None = None
     worst: Worst | None = None
+    ran: bool = True  # whether the engine itself did
 
     @property
-    def verdict(self) -> Literal["PASS", "FAIL", "INCONCLUSIVE"]:
-        """The worst of the edges that ran."""
+    def verdict(self) -> Literal["PASS", "FAIL", "INCONCLUSIVE", "BUILT, NOT VERIFIED"]:
+        """The worst of the edges that ran; what they prove of an engine that did not run is not enough."""
         found = {e.status for e in self.edges}
         if "FAIL" in found:
             return "FAIL"
-        return "INCONCLUSIVE" if "INCONCLUSIVE" in found or "PASS" not in found else "PASS"
+        if "INCONCLUSIVE" in found or "PASS" not in found:
+            return "INCONCLUSIVE"
+        return "PASS" if self.ran else "BUILT, NOT VERIFIED"
 
     @property
     def blame(self) -> str | None:
@@ -98,42 +90,93 @@ class Parity:
         }
 
 
+@dataclass(frozen=True)
+class Chain:
+    """What an export made on the way from the trained network to the engine; `verify` compares the links.
+
+    trained     the network in torch fp32 (`TorchEngine`), the reference of everything
+    graph       the fp32 graph in ONNX Runtime on the CPU
+    engine      the exported file as a user opens it, None where it cannot run here: `absent` says why
+    deployed    the rescaled network in torch fp32, None where nothing was rescaled: `as_trained` says why
+    half        the fp16 graph, faithfully emulated; None where no such graph is made
+    """
+
+    trained: Engine
+    graph: Engine
+    engine: ProvableEngine | None
+    precision: str = "fp32"
+    absent: str = ""
+    deployed: Engine | None = None
+    as_trained: str = "the trained network is exported as it is"
+    half: Engine | None = None
+
+
 def verify(
-    reference: Engine,
-    engine: Engine,
+    chain: Chain,
     facts: Facts,
     inputs: Sequence[Input],
     photos: Sequence[Photo],
     progress: Callable[[str], None] | None = None,
 ) -> Parity:
-    """Run every edge that this engine can run here. An engine that refuses an input fails the edge.
+    """Run every edge that can run here. An engine that refuses an input fails the edge.
 
-    `reference` is the network in torch fp32 (`TorchEngine`), `engine` the exported file as a user opens
-    it. `photos` supply larger surroundings for E4 and E5.
+    `photos` supply larger surroundings for E4 and E5.
     """
-    gates = read_gates()
+    gates, used = read_gates(), {"E1"}
     say = progress or (lambda _: None)
+    edges = []
+    if chain.deployed is None:
+        edges.append(EdgeResult("E0", "NOT RUN", chain.as_trained))
+    else:
+        say("E0 trained vs rescaled")
+        used.add("E0")
+        edges.append(check_rescale(chain.trained, chain.deployed, inputs, gates["E0"]))
     say("E1 torch vs graph")
-    e1, task, worst = check_export(reference, engine, facts, inputs, len(photos), gates["E1"])
-    say("E4 two shapes")
-    e4 = check_shapes(engine, facts, photos, gates["E4"])
-    say("E5 whole vs tiles")
-    e5 = check_tiles(engine, facts, photos, gates)
-    edges = (
-        EdgeResult(
-            "E0", "NOT RUN", "nothing is folded or rescaled: the trained network is exported"
-        ),
-        e1,
-        EdgeResult("E2", "NOT RUN", "the export is fp32, there is no fp16 graph"),
-        EdgeResult(
-            "E3", "NOT RUN", "the engine is ONNX Runtime on the CPU itself, so E1 covers it"
-        ),
-        e4,
-        e5,
-    )
-    used = {"E1", "E4", "E5_exact" if facts.exact_tiling else "E5_approximate"}
+    reference = chain.deployed or chain.trained
+    e1, task, worst = check_export(reference, chain.graph, facts, inputs, len(photos), gates["E1"])
+    edges.append(e1)
+    if chain.half is None:
+        edges.append(EdgeResult("E2", "NOT RUN", "there is no fp16 graph"))
+    else:
+        say("E2 fp32 vs fp16")
+        used.add("E2")
+        edges.append(check_half(chain.graph, chain.half, facts, inputs, gates["E2"]))
+    if chain.engine is None:
+        edges += [EdgeResult(name, "NOT RUN", chain.absent) for name in ("E3", "E4", "E5")]
+    else:
+        say("E3 graph vs engine")
+        gate = gate_name(chain.precision)
+        e3 = check_engine(chain.graph, chain.engine, facts, inputs, gates[gate], chain.precision)
+        say("E4 two shapes")
+        e4 = check_shapes(chain.engine, facts, photos, gates["E4"])
+        say("E5 whole vs tiles")
+        e5 = check_tiles(chain.engine, facts, photos, gates)
+        edges += [e3, e4, e5]
+        used |= {gate, "E4", "E5_exact" if facts.exact_tiling else "E5_approximate"}
     kept = {name: gate for name, gate in gates.items() if name in used}
-    return Parity(edges, len(photos), kept, task, worst)
+    worst = _largest_error(chain, edges, inputs) or worst
+    return Parity(tuple(edges), len(photos), kept, task, worst, ran=chain.engine is not None)
+
+
+def _largest_error(
+    chain: Chain, edges: Sequence[EdgeResult], inputs: Sequence[Input]
+) -> Worst | None:
+    """To look at: where the first edge that failed differs most, or the last one that compares pictures."""
+    pairs = {
+        "E1": (chain.deployed or chain.trained, chain.graph),
+        "E2": (chain.graph, chain.half),
+        "E3": (chain.graph, chain.engine),
+    }
+    compared = [e for e in edges if e.edge in pairs and e.numbers is not None]
+    chosen = next((e for e in compared if e.status == "FAIL"), compared[-1] if compared else None)
+    if chosen is None or chosen.numbers is None:
+        return None
+    place = chosen.numbers.worst
+    one, other = pairs[chosen.edge]
+    assert other is not None
+    lr = next(item.lr for item in inputs if item.name == place.input)
+    image = slice(place.image, place.image + 1)
+    return Worst(place.input, one(lr)[image], other(lr)[image], place.y, place.x, chosen.edge)
 
 
 # --- E1 -----------------------------------------------------------------------------------------
@@ -149,35 +192,15 @@ def check_export(
 ) -> tuple[EdgeResult, Task | None, Worst | None]:
     """E1: the network in torch against the exported file on every input.
 
-    `photographs` is the number of different real pictures among the inputs. The gate judges errors relative
-    to the range of the network's own output where that exceeds 1: on the finest checkerboard a
-    trained network may answer with -2 to 3, and float32 rounding grows with it.
+    `photographs` is the number of different real pictures among the inputs. The gate judges errors
+    relative to the range of the output (`deploy.comparison`).
     """
-    rows: list[dict[str, Any]] = []
-    gated: list[Difference] = []
-    relative: list[Difference] = []
-    scores: list[tuple[float, float]] = []
-    worst: Worst | None = None
-    for item in inputs:
-        try:
-            x, y = reference(item.lr), engine(item.lr)
-            found = _compare(x, y, item, facts)
-        except SrkdError as error:
-            failed = EdgeResult("E1", "FAIL", f"{item.name}: {error}", rows=tuple(rows))
-            return failed, None, worst
-        rows.append({"input": item.name, "kind": item.kind, "gated": item.gated, **found.to_json()})
-        if item.gated:
-            if worst is None or found.max_abs > max(g.max_abs for g in gated):
-                image = slice(found.worst.image, found.worst.image + 1)
-                worst = Worst(item.name, x[image], y[image], found.worst.y, found.worst.x)
-            gated.append(found)
-            span = max(1.0, float(x.max() - x.min()))
-            relative.append(found if span == 1 else _compare(x / span, y / span, item, facts))
-        if item.hr is not None and not found.nonfinite:
-            scores.append(_score(x, y, item.hr, facts.scale))
-    numbers = worst_of(gated)
-    status, reason = judge(worst_of(relative), gate)
-    if numbers.max_abs > worst_of(relative).max_abs:
+    try:
+        found = compare(reference, engine, facts, inputs)
+    except RefusedError as refused:
+        return EdgeResult("E1", "FAIL", str(refused), rows=refused.rows), None, refused.worst
+    status, reason = judge(found.relative, gate)
+    if found.numbers.max_abs > found.relative.max_abs:
         reason = f"{reason}, relative to the range of the output"
     if status == "PASS" and photographs < PHOTOGRAPHS:
         status = "INCONCLUSIVE"
@@ -185,27 +208,7 @@ def check_export(
             f"{reason}, but only {photographs} real photographs were given; {PHOTOGRAPHS} are needed: "
             "choose a larger set with --data"
         )
-    columns = list(zip(*scores, strict=True))
-    task = Task(len(scores), fmean(columns[0]), fmean(columns[1])) if scores else None
-    return EdgeResult("E1", status, reason, numbers, rows=tuple(rows)), task, worst
-
-
-def _compare(x: np.ndarray, y: np.ndarray, item: Input, facts: Facts) -> Difference:
-    n, _, h, w = item.lr.shape
-    need = (n, 3, facts.scale * h, facts.scale * w)
-    if y.shape != need or x.shape != need:
-        raise SrkdError(
-            f"the output is {y.shape} (torch: {x.shape}), a x{facts.scale} one is {need}"
-        )
-    return difference(x, y, item.name, border_px=facts.scale * BORDER_PX)
-
-
-def _score(x: np.ndarray, y: np.ndarray, hr: np.ndarray, scale: int) -> tuple[float, float]:
-    target = torch.from_numpy(hr)
-    torch_db, engine_db = (
-        psnr(torch.from_numpy(sr.copy()), target, scale).mean().item() for sr in (x, y)
-    )
-    return torch_db, engine_db
+    return EdgeResult("E1", status, reason, found.numbers, rows=found.rows), found.task, found.worst
 
 
 # --- E4 -----------------------------------------------------------------------------------------

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 CROP_PX = 96  # SR pixels of each side of the three panels
 ENLARGE = 3
 GAP_PX = 6
+LARGEST_BLOCKS = 8
+PANELS = {
+    "E1": "torch, fp32 graph",
+    "E2": "fp32 graph, fp16 graph (emulated)",
+    "E3": "fp32 graph, engine",
+}
 
 
 def worst_picture(worst: Worst) -> tuple[np.ndarray, float]:
@@ -77,15 +83,46 @@ def _section(file: str, r: dict[str, Any]) -> str:
         "",
         *(_place(e) for e in r["edges"] if e["numbers"] is not None),
     ]
+    lines += _plan(r["plan"])
     if r["worst_picture"] is not None:
         worst = r["worst_picture"]
         lines += [
             "",
             f"![worst crop]({worst['file']})",
             "",
-            f"Where E1 differs most ({worst['input']}): torch, engine, difference x {worst['gain']:g}.",
+            f"Where {worst['edge']} differs most ({worst['input']}): {PANELS[worst['edge']]}, "
+            f"difference x {worst['gain']:g}.",
         ]
     return "\n".join(lines)
+
+
+def _plan(plan: dict[str, Any]) -> list[str]:
+    """What float16 asked for: range, islands, and the blocks that were near its end."""
+    if not plan["ranges_before"]:
+        return []
+    lines = ["", f"Range: {plan['reason']}.", ""]
+    if plan["needed_islands"]:
+        lines += [
+            f"Float32 by measurement: {', '.join(plan['needed_islands'])}. PSNR of the worst input without them "
+            f"{_decibels(plan['psnr_db_without_them'])}, with them {_decibels(plan['psnr_db_with_them'])}.",
+            "",
+        ]
+    if plan["fp32_islands"]:
+        lines += [f"All that stays float32: {', '.join(plan['fp32_islands'])}.", ""]
+    lines += [
+        "| block | largest value before | share of 65504 | after |",
+        "|---|---|---|---|",
+    ]
+    after = {row["block"]: row["largest"] for row in plan["ranges_after"]}
+    largest = sorted(plan["ranges_before"], key=lambda row: -row["largest"])[:LARGEST_BLOCKS]
+    return lines + [
+        f"| {row['block']} | {row['largest']:.5g} | {100 * row['share']:.2g} % | {after[row['block']]:.5g} |"
+        for row in largest
+    ]
+
+
+def _decibels(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1f} dB"
 
 
 def _numbers(edge: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """`<file>.json` beside every exported file: what it is, what it was made from, what was proved of it.
 
-name_fp32.onnx        the graph
+name_fp32.onnx        the graph, or name_fp16.plan: an engine that was built from the graph
 name_fp32.onnx.json   this record; never a prefix inside the file, so that other tools can read it
 parity.json           the measurements behind the verdict (a record per exported file)
 report.md             the same, to read
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from srkd.errors import SrkdError
 from srkd.files import read_json, write_json
@@ -20,31 +20,39 @@ from srkd.types import Facts
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
+PARITY_FORMAT = 1
 PARITY_FILE = "parity.json"
 
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNVERIFIED"]
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNVERIFIED", "BUILT, NOT VERIFIED"]
 
 
 @dataclass(frozen=True)
 class Sidecar:
     """The record. Sizes are [h, w] in LR pixels; dims are names, expressions or numbers.
 
-    `settings` are what the engine must be opened with (provider, threads). `parity` holds the verdict
-    and the hash of the record in parity.json that it rests on (None for UNVERIFIED).
+    `engine_sha256` is the hash of `file`; `graph_sha256` that of the graph it was built from, which is
+    the file itself where nothing is built. `plan` says what was done to fit the precision:
+    {"fp32_islands": blocks kept in float32, "rescale": k}. `settings` are what the engine must be opened
+    with (provider, threads). `build` are the facts of a built engine, None for a graph: at least
+    {"library", "version", "gpu": the one it is bound to or None}. `parity` holds the verdict and the
+    hash of the record in parity.json that it rests on (None for UNVERIFIED and BUILT, NOT VERIFIED).
     """
 
     engine: str
     precision: str
     file: str
+    engine_sha256: str
     graph_sha256: str
     weights_sha256: str
+    plan: dict[str, Any]
     model: dict[str, Any]
     facts: dict[str, Any]
     input: dict[str, Any]
     output: dict[str, Any]
     sizes: dict[str, list[int]]
     settings: dict[str, Any]
+    build: dict[str, Any] | None
     versions: dict[str, str]
     machine: str
     rebuild: str
@@ -93,8 +101,10 @@ def read_sidecar(file: Path) -> Sidecar:
         )
     try:
         sidecar = Sidecar(**record)
-        if sidecar.network_facts.scale < 1 or not sidecar.verdict:
-            raise ValueError("empty scale or verdict")
+        if sidecar.network_facts.scale < 1 or sidecar.verdict not in get_args(Verdict):
+            raise ValueError(f"scale {sidecar.network_facts.scale}, verdict {sidecar.verdict!r}")
+        if sidecar.build is not None and not {"library", "version", "gpu"} <= sidecar.build.keys():
+            raise ValueError("the build says no library, version or GPU")
     except (TypeError, KeyError, ValueError) as error:
         raise SrkdError(f"{path} is damaged ({error}); export again.") from error
     return sidecar
@@ -112,9 +122,9 @@ def read_parity(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     document = read_json(path)
-    if document.get("format") != FORMAT or not isinstance(document.get("files"), dict):
+    if document.get("format") != PARITY_FORMAT or not isinstance(document.get("files"), dict):
         raise SrkdError(
-            f"{path} is no parity record of format {FORMAT}; move it away or give another --out."
+            f"{path} is no parity record of format {PARITY_FORMAT}; move it away or give another --out."
         )
     return document["files"]
 
@@ -122,7 +132,7 @@ def read_parity(folder: Path) -> dict[str, Any]:
 def write_parity(folder: Path, file: str, record: dict[str, Any]) -> dict[str, Any]:
     """Add or replace the record of one file; returns all records of the folder."""
     records = {**read_parity(folder), file: record}
-    write_json(folder / PARITY_FILE, {"format": FORMAT, "files": records})
+    write_json(folder / PARITY_FILE, {"format": PARITY_FORMAT, "files": records})
     return records
 
 
@@ -130,5 +140,5 @@ def drop_parity(folder: Path, file: str) -> dict[str, Any]:
     """Forget the record of a file that is about to be replaced; returns the records that remain."""
     records = read_parity(folder)
     if records.pop(file, None) is not None:
-        write_json(folder / PARITY_FILE, {"format": FORMAT, "files": records})
+        write_json(folder / PARITY_FILE, {"format": PARITY_FORMAT, "files": records})
     return records

@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.difference import difference
-from deploy.engines import ENGINES, TorchEngine, check_file, open_engine
+from deploy.engines import (
+    ENGINES,
+    check_build,
+    check_file,
+    engine_kind,
+    engine_settings,
+    open_engine,
+    open_network_engine,
+    opened_with,
+)
 from deploy.environment import PeakMemory, affinity
-from deploy.export import default_folder
+from deploy.places import default_folder, export_file
 from deploy.sidecar import read_parity
-from srkd.errors import CheckFailedError, SrkdError, nearest
+from deploy.torch_engines import TorchEngine
+from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import sha256
 from srkd.models import load_model
 
@@ -30,7 +40,6 @@ if TYPE_CHECKING:
     from srkd.loaded import LoadedModel
     from srkd.types import Facts
 
-NETWORK_ENGINES = ("torch",)  # they run the network itself, without an exported file
 SUFFIXES = {kind.suffix for kind in ENGINES.values()} - {""}
 
 
@@ -95,13 +104,6 @@ class Subject:
         }
 
 
-def open_network(name: str, model: LoadedModel, precision: str, settings: dict[str, Any]) -> Engine:
-    """Open an engine that runs the network itself."""
-    if (name, precision, settings) != ("torch", "fp32", {}):
-        raise SrkdError(f"engine '{name}' in {precision} does not run a network; use torch:fp32.")
-    return TorchEngine(model.network, model.scale)
-
-
 def start(make: Callable[[], Engine], lr: np.ndarray) -> Opened:
     """Open an engine and run it once on `lr` (N, 3, h, w)."""
     device = _device_mib()
@@ -151,7 +153,8 @@ def open_file(file: Path, lr: np.ndarray, threads: int = 0, engine: str | None =
             f"{file} is not measured: its parity verdict is {sidecar.verdict}, and the speed of an engine that may "
             f"give another picture is no result. Verify it: {sidecar.rebuild}"
         )
-    settings = dict(sidecar.settings)
+    check_build(file, sidecar)
+    settings = opened_with(sidecar)
     if threads and "threads" in settings:
         settings["threads"] = threads
     facts = sidecar.network_facts
@@ -198,12 +201,9 @@ def open_model(
 
     `reference` gives what torch fp32 makes of `lr`.
     """
-    if engine not in (*NETWORK_ENGINES, *ENGINES):
-        raise SrkdError(
-            f"there is no engine '{engine}'; {nearest(engine, [*NETWORK_ENGINES, *ENGINES])}"
-        )
-    if engine not in NETWORK_ENGINES:
-        file = default_folder(model) / f"{model.name}_{precision}{ENGINES[engine].suffix}"
+    kind = engine_kind(engine, precision)
+    if kind.source != "network":
+        file = export_file(default_folder(model), model.name, engine, precision, kind)
         if not file.is_file():
             raise SrkdError(
                 f"{model.name} has no exported file {file}, which engine {engine} needs; export it first: python "
@@ -212,8 +212,8 @@ def open_model(
         return open_file(file, lr, threads, engine)
     import torch
 
-    settings: dict[str, Any] = {}
-    opened = start(lambda: open_network(engine, model, precision, settings), lr)
+    settings = engine_settings(engine, precision, threads=threads)
+    opened = start(lambda: open_network_engine(engine, model, precision, settings), lr)
     if (engine, precision) == ("torch", "fp32"):
         parity = {"verdict": "REFERENCE", "psnr_db": None, "against": "itself"}
     else:

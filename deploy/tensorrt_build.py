@@ -50,6 +50,22 @@ def engine_key(
     )
 
 
+def target_of(library_name: str) -> tuple[str, list[str]]:
+    """(version of the library, compute capabilities that an engine built here is for: [] any it supports)."""
+    library, module = load_library(library_name)
+    gpu = _gpu_to_build_on(library)
+    return module.__version__, [] if gpu is None else [gpu.compute_capability]
+
+
+def _gpu_to_build_on(library: Library) -> Gpu | None:
+    if library.portable:
+        return None
+    return Gpu(
+        f"{library.title} builds an engine on the GPU that it is for, and torch finds no CUDA GPU "
+        "here. Export on that machine, or with --engine trt-rtx, which needs none to build."
+    )
+
+
 def build(graph: Path, target: Path, sizes: Sizes, settings: dict[str, Any]) -> dict[str, Any]:
     """Build `graph` for pictures of `sizes` (one at a time) and write the engine to `target`.
 
@@ -58,12 +74,7 @@ def build(graph: Path, target: Path, sizes: Sizes, settings: dict[str, Any]) -> 
     here, `SrkdError` for a graph the library does not take, `CheckFailedError` when it builds nothing.
     """
     library, module = load_library(settings["library"])
-    gpu = None
-    if not library.portable:
-        gpu = Gpu(
-            f"{library.title} builds an engine on the GPU that it is for, and torch finds no CUDA GPU "
-            "here. Export on that machine, or with --engine trt-rtx, which needs none to build."
-        )
+    gpu = _gpu_to_build_on(library)
     if not graph.is_file():
         raise SrkdError(f"there is no graph {graph} to build; export it with --engine onnx first.")
     begin = time.perf_counter()

@@ -16,6 +16,7 @@ import numpy as np
 
 from deploy.engines import EngineRunError, check_input
 from deploy.gpu import Gpu
+from deploy.proof import Proof
 from deploy.tensorrt_library import kernels_file, listening, load_library, start
 from srkd.errors import CheckFailedError, MissingError, SrkdError
 from srkd.files import replacing
@@ -134,6 +135,12 @@ class TensorRTEngine:
                 raise EngineRunError(
                     f"{self.file.name} could not run on an input of {shape}: {said.first_error}."
                 )
+
+    def proof(self, lr: np.ndarray) -> Proof:
+        """Layers that convolve or multiply matrices, by precision; all are on the GPU."""
+        counts = layer_precisions(self)
+        layers = {NAMES.get(kind, kind): n for kind, n in counts.items()}
+        return Proof(layers, self.gpu.name, {self.gpu.name: sum(counts.values())})
 
     def layers(self) -> str:
         """All layers of the engine as the library's inspector describes them (JSON)."""
@@ -328,6 +335,9 @@ def _type(tensor: dict[str, Any]) -> str:
     # TensorRT 10 has both in one ("Row major linear FP32", or just "Half"), newer ones a key for each.
     told = tensor.get("Datatype") or tensor.get("Format/Datatype", "")
     return next((name for word, name in TYPES if word in told), "unknown")
+
+
+NAMES = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16"}  # as `Proof` has them
 
 
 def half_share(precisions: dict[str, int]) -> float:

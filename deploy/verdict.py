@@ -42,7 +42,13 @@ EDGES = (
 
 @dataclass(frozen=True)
 class Gate:
-    """Bounds of one edge; what is None is not asked. PSNR in dB with peak 1."""
+    """Bounds of one edge; what is None is not asked. PSNR in dB with peak 1.
+
+    `pass_task_margin_db`  parity must exceed the network's own PSNR against HR by this much
+    `pass_task_delta_db`   what the engine may change of that PSNR; a loss is negative
+    `fail_pattern_psnr_db` parity on patterns, where photographs alone are held to the PSNR above
+    `least_share`          share of convolutions and matrix products in the precision asked for
+    """
 
     pass_max_abs: float | None = None
     fail_max_abs: float | None = None
@@ -53,6 +59,8 @@ class Gate:
     pass_task_margin_db: float | None = None
     pass_task_delta_db: float | None = None
     fail_task_delta_db: float | None = None
+    fail_pattern_psnr_db: float | None = None
+    least_share: float | None = None
 
 
 def read_gates(path: Path = GATES_FILE) -> dict[str, Gate]:
@@ -78,13 +86,14 @@ class EdgeResult:
 
 @dataclass(frozen=True)
 class Worst:
-    """The input with the largest error: reference and candidate (1, 3, H, W), and where in it."""
+    """The input with the largest error of an edge: reference and candidate (1, 3, H, W), and where in it."""
 
     name: str
     reference: np.ndarray
     candidate: np.ndarray
     y: int
     x: int
+    edge: str = "E1"
 
 
 def edge_json(result: EdgeResult) -> dict[str, Any]:

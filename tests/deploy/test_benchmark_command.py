@@ -16,7 +16,6 @@ import torch
 
 from deploy import benchmark as command
 from deploy.benchmark import benchmark, main, opening_cells, print_card, speed_cells, three_digits
-from deploy.engines import TorchEngine
 from deploy.export import export
 from deploy.graph import Graph
 from deploy.sidecar import read_sidecar, write_sidecar
@@ -42,6 +41,7 @@ from deploy.subjects import (
     open_targets,
     start,
 )
+from deploy.torch_engines import TorchEngine
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import sha256
 from srkd.images import to_tensor, to_uint8
@@ -238,7 +238,7 @@ def test_engines_that_are_not_there(run_folders: dict[str, Path]) -> None:
     with pytest.raises(SrkdError, match="no engine 'tortch'; did you mean 'torch'"):
         open_("tortch")
     with pytest.raises(
-        SrkdError, match=r"has no exported file .*edsr_mlperf_fp32\.onnx, which engine ort"
+        SrkdError, match=r"has no exported file .*edsr_mlperf_fp32\.ort\.onnx, which engine ort"
     ):
         open_("ort")
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
+from small_graph import Residual, model, node
 
 from deploy.emulation import HalfEmulation
 from deploy.engines import EngineRunError
 from deploy.half import to_half
 from srkd.errors import SrkdError
-from tests.deploy.small_graph import Residual, model, node
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 

@@ -43,7 +43,7 @@ def run(run_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def file(run: Path) -> Path:
-    return run / "deploy" / "tiny_fp32.onnx"
+    return run / "deploy" / "tiny_fp32.ort.onnx"
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def words(*given: object) -> list[str]:
 
 def test_a_file_is_a_model(run: Path, file: Path) -> None:
     network, model = load_model(run), load_any(str(file))
-    assert (model.name, model.scale, model.facts) == ("tiny_fp32", SCALE, network.facts)
+    assert (model.name, model.scale, model.facts) == ("tiny_fp32.ort", SCALE, network.facts)
     assert model.limits == Limits()
     assert model.info["engine"] == "ort"
     assert model.info["parameters"] == sum(p.numel() for p in network.network.parameters())
@@ -92,7 +92,9 @@ def test_the_engine_of_a_run_folder(run: Path, file: Path, tmp_path: Path) -> No
         load_any(file, 3)
     shutil.copytree(run, tmp_path / "two")
     copied(file, tmp_path / "two" / "deploy", "other_fp32.onnx")
-    with pytest.raises(SrkdError, match=r"several files.*\(other_fp32\.onnx, tiny_fp32\.onnx\)"):
+    with pytest.raises(
+        SrkdError, match=r"several files.*\(other_fp32\.onnx, tiny_fp32\.ort\.onnx\)"
+    ):
         load_any(tmp_path / "two", engine="ort")
 
 
@@ -137,7 +139,7 @@ def test_evaluate_beside_the_network(
     given = words(run, file, "--data", photo.parent, "--json", "--quiet", "--device", "cpu")
     assert run_command(evaluate_main, given) == 0
     network, engine = json.loads(capsys.readouterr().out)["models"]
-    assert (network["model"], engine["model"]) == ("tiny", "tiny_fp32")
+    assert (network["model"], engine["model"]) == ("tiny", "tiny_fp32.ort")
     assert network["parameters"] == engine["parameters"]
     assert engine["sets"][0]["psnr_db"] == pytest.approx(network["sets"][0]["psnr_db"], abs=1e-3)
 

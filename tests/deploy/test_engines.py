@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import shutil
@@ -11,25 +10,25 @@ import types
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 import pytest
-import torch
 
 from deploy.engines import (
     CPU_PROVIDER,
     ENGINES,
-    Engine,
-    EngineRunError,
-    OrtEngine,
-    TorchEngine,
+    PRECISIONS,
+    available,
     engine_kind,
+    engine_settings,
     load_engine,
     open_engine,
     require_engine,
 )
 from deploy.export import export
+from deploy.machine import Gpu, absence
+from deploy.ort_engine import OrtEngine
 from deploy.sidecar import read_sidecar, sidecar_path
 from deploy.sizes import parse_sizes
+from deploy.torch_engines import TorchEngine
 from srkd.errors import CheckFailedError, MissingError, SrkdError
 
 if TYPE_CHECKING:
@@ -42,74 +41,6 @@ def image(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).random(shape, dtype=np.float32)
 
 
-def test_torch_engine_is_the_network_in_eval_fp32(exported: _Exports) -> None:
-    network = copy.deepcopy(exported("rcan_a").model.network)
-    lr = image(2, 3, 9, 11)
-    with torch.no_grad():
-        expected = network(torch.from_numpy(lr)).numpy()
-    network.train().half()
-    engine = TorchEngine(network, 3)
-    assert network.training and next(network.parameters()).dtype == torch.float16
-    with torch.autocast("cpu", torch.bfloat16):
-        got = engine(lr)
-    assert got.dtype == np.float32 and got.shape == (2, 3, 27, 33)
-    # the weights went through half precision, the computation did not
-    assert 0 < np.abs(got - expected).max() < 1e-3
-
-
-@pytest.mark.parametrize("kind", ["torch", "ort"])
-@pytest.mark.parametrize(
-    "lr",
-    [
-        image(3, 8, 8),
-        image(1, 4, 8, 8),
-        image(1, 3, 8, 8).astype(np.float64),
-        np.zeros((1, 3, 0, 8), np.float32),
-        np.zeros((1, 3, 8, 8), np.uint8),
-    ],
-    ids=["3-d", "RGBA", "float64", "empty", "uint8"],
-)
-def test_wrong_inputs_are_refused(kind: str, lr: np.ndarray, exported: _Exports) -> None:
-    made = exported("edsr_tiny")
-    engine: Engine = (
-        TorchEngine(made.model.network, 2) if kind == "torch" else OrtEngine(made.graph.path, 2)
-    )
-    with pytest.raises(SrkdError, match=r"needs float32 \(N, 3, h, w\)"):
-        engine(lr)
-
-
-@pytest.mark.filterwarnings("ignore:Specified provider")
-def test_ort_runs_on_the_provider_asked_for(
-    exported: _Exports, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = exported("edsr_tiny").graph.path
-    engine = OrtEngine(path, 2, threads=1)
-    assert engine.session.get_providers() == [CPU_PROVIDER]
-    assert engine.session.get_session_options().intra_op_num_threads == 1
-    with pytest.raises(MissingError, match="CUDAExecutionProvider, which this installation lacks"):
-        OrtEngine(path, 2, provider="CUDAExecutionProvider")
-
-    # An installation that lists a provider which then fails to start: only the session knows.
-    monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU_PROVIDER]
-    )
-    with pytest.raises(
-        MissingError, match=r"runs edsr_tiny\.onnx on CPUExecutionProvider although"
-    ):
-        OrtEngine(path, 2, provider="CUDAExecutionProvider")
-
-
-def test_ort_names_a_broken_file_and_a_failed_run(exported: _Exports, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(exported("edsr_tiny").graph.path.read_bytes()[:5000])
-    with pytest.raises(SrkdError, match="cannot open") as caught:
-        OrtEngine(broken, 2)
-    assert "\n" not in str(caught.value)
-    engine = OrtEngine(exported("swinir_small").graph.path, 2)
-    with pytest.raises(EngineRunError, match=r"on an input of \(1, 3, 2, 2\)"):
-        engine(image(1, 3, 2, 2))  # below the network's minimum
-
-
 def test_missing_and_hollow_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # import fails
     with pytest.raises(MissingError, match=r"needs onnxruntime.*pip install onnxruntime") as caught:
@@ -120,18 +51,101 @@ def test_missing_and_hollow_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
         require_engine("onnx")
 
 
-@pytest.mark.parametrize(("name", "precision"), [("trt", "fp32"), ("ort", "fp16")])
-def test_what_this_version_lacks_is_refused(name: str, precision: str) -> None:
-    with pytest.raises(SrkdError, match="exports fp32 with engines onnx and ort"):
-        engine_kind(name, precision)
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("openvino", "engine 'openvino' needs openvino.*pip install openvino"),
+        ("trt", "engine 'trt' needs tensorrt.*pip install tensorrt --extra-index-url https://pypi"),
+        ("trt-rtx", "engine 'trt-rtx' needs tensorrt_rtx.*pip install tensorrt-rtx-cu13"),
+    ],
+)
+def test_a_missing_library_says_what_to_install(
+    name: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, ENGINES[name].module, None)
+    with pytest.raises(MissingError, match=told):
+        require_engine(name)
 
 
-def test_every_engine_of_the_table_opens(exported: _Exports) -> None:
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (
+            ("tensorrt",),
+            r"no engine 'tensorrt'; did you mean .* Valid: onnx, openvino, ort, torch,",
+        ),
+        (("ort", "bf16"), "in fp32 or fp16, not in 'bf16'; engines that do: torch, .*openvino"),
+        (("trt", "bf16"), "engine 'trt' computes in fp32 or fp16"),
+        (("ort", "int8"), r"not in 'int8'\.$"),
+        (("torch", "fp16", "cpu"), "in fp32 or bf16 on cpu, not in 'fp16'"),
+        (("openvino", "fp32", "cuda"), "runs on cpu, not on 'cuda'"),
+    ],
+)
+def test_what_does_not_exist_is_refused(request_: tuple[str, ...], told: str) -> None:
+    with pytest.raises(SrkdError, match=told):
+        engine_kind(*request_)
+
+
+def test_settings_of_an_engine() -> None:
+    assert engine_settings("ort", threads=3) == {"provider": CPU_PROVIDER, "threads": 3}
+    assert engine_settings("ort", "fp16", "cuda")["provider"] == "CUDAExecutionProvider"
+    assert engine_settings("openvino", "bf16") == {"precision": "bf16", "threads": 0}
+    assert engine_settings("torch", "fp16", "cuda") == {"device": "cuda", "threads": 0}
+    assert engine_settings("trt-rtx", "fp16") == {"library": "tensorrt_rtx", "tf32": False}
+    with pytest.raises(SrkdError, match="takes no threads"):
+        engine_settings("trt", threads=2)
+    with pytest.raises(SrkdError, match="fp32 or bf16 on cpu"):
+        engine_settings("torch", "fp16")  # the CPU is the default
+
+
+def test_every_line_of_the_table_is_whole() -> None:
+    for name, kind in ENGINES.items():
+        assert kind.precisions and set(kind.precisions) <= set(PRECISIONS), name
+        assert (kind.source == "built") == (kind.builder is not None), name
+        assert (kind.source == "network") == (kind.suffix == ""), name
+
+
+def test_every_engine_that_opens_a_graph(exported: _Exports) -> None:
     made = exported("edsr_tiny")
     lr = image(1, 3, 7, 9)
     for name, kind in ENGINES.items():
-        engine = open_engine(name, made.graph.path, 2, kind.settings)
-        assert engine.scale == 2 and engine(lr).shape == (1, 3, 14, 18)
+        if kind.source == "graph":
+            engine = open_engine(name, made.graph.path, 2, engine_settings(name, threads=1))
+            assert engine.scale == 2 and engine(lr).shape == (1, 3, 14, 18)
+    with pytest.raises(SrkdError, match=r"runs a network, not a file such as edsr_tiny\.onnx"):
+        open_engine("torch", made.graph.path, 2, {})
+
+
+def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = {"tensorrt": "tensorrt is not installed"}
+    monkeypatch.setattr("deploy.engines.absence", absent.get)
+    monkeypatch.setattr("deploy.engines.gpu", lambda: None)
+    monkeypatch.setattr("deploy.engines.cpp_compiler", lambda: None)
+    found = {line.name: line for line in available()}
+    assert list(found) == list(ENGINES)
+    assert found["openvino"] == ("openvino", ("fp32", "fp16", "bf16"), None)
+    assert found["torch"].precisions == ("fp32", "bf16")
+    assert found["torch-compile"].precisions == ()
+    assert "C++ compiler" in str(found["torch-compile"].reason)
+    assert str(found["trt"].reason).startswith("tensorrt is not installed; install it: pip install")
+    assert found["trt-rtx"].reason == "it runs on cuda, and no NVIDIA GPU was found"
+
+    monkeypatch.setattr("deploy.engines.gpu", lambda: Gpu("NVIDIA A", "8.6"))
+    found = {line.name: line for line in available()}
+    assert found["torch"].precisions == ("fp32", "fp16", "bf16")
+    assert found["trt-rtx"] == ("trt-rtx", ("fp32", "fp16"), None)
+    assert found["torch-compile"].reason is None  # on CUDA it brings its own compiler
+
+
+def test_absence_is_found_without_importing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hollow_library").mkdir()
+    (tmp_path / "trap_library.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert absence("trap_library") is None and "trap_library" not in sys.modules
+    assert "empty folder" in str(absence("hollow_library"))
+    assert absence("no_such_library") == "no_such_library is not installed"
 
 
 # --- the loader -----------------------------------------------------------------------------------
@@ -185,17 +199,19 @@ def test_a_changed_graph_is_refused_with_the_command_that_rebuilds_it(spoilable:
 
 def test_sidecar_absent_newer_or_damaged(spoilable: Path) -> None:
     good = sidecar_path(spoilable).read_text()
-    change_sidecar(spoilable, format=2)
-    with pytest.raises(SrkdError, match="format 2, this version reads 1"):
+    change_sidecar(spoilable, format=1)
+    with pytest.raises(SrkdError, match=r"format 1, this version reads 2; .* or export again"):
         load_engine(spoilable)
     sidecar_path(spoilable).write_text(good)
     change_sidecar(spoilable, surprise=1)
     with pytest.raises(SrkdError, match=r"damaged.*surprise"):
         load_engine(spoilable)
     sidecar_path(spoilable).write_text(good)
-    change_sidecar(spoilable, facts={"scale": "two"})
-    with pytest.raises(SrkdError, match="damaged"):
-        load_engine(spoilable)
+    for damage in ({"facts": {"scale": "two"}}, {"parity": {"verdict": "FINE"}}, {"build": {}}):
+        change_sidecar(spoilable, **damage)
+        with pytest.raises(SrkdError, match="damaged"):
+            load_engine(spoilable)
+        sidecar_path(spoilable).write_text(good)
     sidecar_path(spoilable).write_text(good[: len(good) // 2])
     with pytest.raises(SrkdError, match="cannot read"):
         load_engine(spoilable)
@@ -218,7 +234,7 @@ def test_a_forged_parity_record_is_refused(spoilable: Path) -> None:
     assert load_engine(spoilable).notes == ()
 
 
-@pytest.mark.parametrize("verdict", ["UNVERIFIED", "INCONCLUSIVE"])
+@pytest.mark.parametrize("verdict", ["UNVERIFIED", "INCONCLUSIVE", "BUILT, NOT VERIFIED"])
 def test_a_doubtful_verdict_is_repeated(
     verdict: str, spoilable: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -235,3 +251,59 @@ def test_a_failed_file_is_not_served(spoilable: Path) -> None:
         load_engine(spoilable)
     assert caught.value.exit_code == 1
     assert load_engine(spoilable, allow_failed=True).scale == 2
+
+
+def test_float16_on_the_cpu_proves_little(spoilable: Path) -> None:
+    change_sidecar(spoilable, precision="fp16")
+    (note,) = load_engine(spoilable).notes
+    assert "computes in float32 on a CPU" in note
+
+
+# --- built files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(spoilable: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of the engine `trt`, built by a stand-in of its library, version 10.13, on a GPU named A."""
+    library = types.ModuleType("tensorrt")
+    library.Builder, library.__version__ = object, "10.13"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", library)
+    monkeypatch.setattr("deploy.engines.gpu", lambda: Gpu("A", "9.0"))
+    build = {"library": "tensorrt", "version": "10.13", "gpu": "A"}
+    change_sidecar(spoilable, engine="trt", build=build, settings={"library": "tensorrt"})
+    return spoilable
+
+
+def test_a_built_file_goes_to_its_engine_with_its_build(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr("deploy.engines._named", lambda _: lambda *given: opened.append(given))
+    load_engine(built)
+    build = {"library": "tensorrt", "version": "10.13", "gpu": "A"}
+    assert opened == [(built, 2, {"library": "tensorrt", "built": build})]
+
+
+def test_a_built_file_of_another_version(built: Path) -> None:
+    sys.modules["tensorrt"].__version__ = "11.4"  # type: ignore[attr-defined]
+    told = (
+        r"built by tensorrt 10\.13, and this machine has 11\.4.*Build it again: python .*export\.py"
+    )
+    with pytest.raises(MissingError, match=told):
+        load_engine(built)
+
+
+@pytest.mark.parametrize(
+    ("here", "told"),
+    [
+        (Gpu("B", "8.0"), r"built for A, and this machine has B \(compute capability 8\.0\)"),
+        (None, "built for A, and this machine has no NVIDIA GPU"),
+    ],
+)
+def test_a_built_file_of_another_gpu(
+    here: Gpu | None, told: str, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.engines.gpu", lambda: here)
+    with pytest.raises(MissingError, match=told) as caught:
+        load_engine(built)
+    assert "export.py" in str(caught.value) and caught.value.exit_code == 3

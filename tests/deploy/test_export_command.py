@@ -59,14 +59,14 @@ def test_the_whole_command(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.split()[0] for line in err.splitlines()] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
     folder = run / "deploy"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "a1_fp32.onnx",
-        "a1_fp32.onnx.json",
-        "a1_fp32.worst.png",
+        "a1_fp32.ort.onnx",
+        "a1_fp32.ort.onnx.json",
+        "a1_fp32.ort.worst.png",
         "parity.json",
         "report.md",
     ]
-    file = folder / "a1_fp32.onnx"
-    for path in (file, folder / "a1_fp32.onnx.json", folder / "report.md"):
+    file = folder / "a1_fp32.ort.onnx"
+    for path in (file, folder / "a1_fp32.ort.onnx.json", folder / "report.md"):
         assert str(path) in out
 
     sidecar = read_sidecar(file)
@@ -154,7 +154,7 @@ class TestOutcomes:
         assert main([str(run), "--engine", "ort", "--threads", "1", *SIZES]) == 1
         out, err = capsys.readouterr()
         assert out.splitlines()[-1] == "FAILED" and "E1  FAIL" in out and "FAIL" in err
-        file = run / "deploy" / "a1_fp32.onnx"
+        file = run / "deploy" / "a1_fp32.ort.onnx"
         assert read_sidecar(file).parity["blame"] == "E1"
         with pytest.raises(SrkdError, match="FAILED its parity check"):
             load_engine(file)
@@ -194,11 +194,22 @@ class TestOutcomes:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["{run}", "--engine", "trt"], 2, "this version exports fp32 with engines onnx and ort"),
-        (["{run}", "--engine", "ort", "--precision", "fp16"], 2, "this version exports fp32"),
+        (["{run}", "--engine", "trtx"], 2, "there is no engine 'trtx'; did you mean 'trt"),
+        (
+            ["{run}", "--engine", "torch"],
+            2,
+            "runs the network itself, so there is nothing to export",
+        ),
+        (["{run}", "--engine", "ort", "--precision", "bf16"], 2, "engines that do: "),
+        (["{run}", "--engine", "openvino", "--device", "cuda"], 2, "runs on cpu, not on 'cuda'"),
+        (["{run}", "--engine", "onnx", "--no-parity", "--benchmark"], 2, "whose parity passed"),
         (["{run}", "--engine", "onnx", "--size", "64"], 2, "MIN:OPT:MAX"),
         (["{run}", "--engine", "onnx", "--scale", "3"], 2, "is a x2 network"),
-        (["{run}", "--engine", "onnx", "--threads", "2"], 2, "belongs to --engine ort"),
+        (
+            ["{run}", "--engine", "onnx", "--threads", "2"],
+            2,
+            "--threads belongs to engines bound to a CPU",
+        ),
         (["{run}", "--engine", "ort", "--threads", "-1"], 2, "is negative"),
         (["{run}", "--engine", "onnx", "--data", "/nowhere"], 2, "/nowhere"),
         (["{run}", "--engine", "onnx", "--out", "{run}/model.json"], 2, "is a file"),

@@ -12,16 +12,16 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
+from small_graph import FACTS, Residual, model, node
 
 from deploy.difference import difference
 from deploy.emulation import HalfEmulation
-from deploy.engines import OrtEngine
 from deploy.half import HalfNumbers, check_half, judge_half, tensor_types, to_half
 from deploy.inputs import Input, crop_pair, patterns
 from deploy.islands import blocks, ends, fixed_islands, inside, node_paths
+from deploy.ort_engine import OrtEngine
 from deploy.verdict import read_gates
 from srkd.errors import SrkdError
-from tests.deploy.small_graph import FACTS, Residual, model, node
 
 if TYPE_CHECKING:
     from deploy.inputs import Photo

@@ -14,12 +14,15 @@ from onnx import numpy_helper
 import srkd.tiling
 from deploy import parity
 from deploy.difference import difference
-from deploy.engines import OrtEngine, TorchEngine
 from deploy.graph import Graph, export_graph
 from deploy.inputs import build_inputs
-from deploy.parity import verify
+from deploy.making import PrecisionPlan
+from deploy.ort_engine import OrtEngine
+from deploy.parity import Chain, verify
+from deploy.proof import Proof
 from deploy.report import render, worst_picture
 from deploy.sizes import DEFAULT_SIZES, parse_sizes
+from deploy.torch_engines import TorchEngine
 from deploy.verdict import Gate, judge, read_gates
 from srkd.errors import SrkdError
 from srkd.models import load_model, shipped_models
@@ -51,7 +54,8 @@ def check(
     model = made.model
     engine = OrtEngine(graph or made.graph.path, model.scale, threads=1)
     inputs = build_inputs(photos, sizes, model.facts)
-    return verify(TorchEngine(model.network, model.scale), engine, model.facts, inputs, photos)
+    chain = Chain(TorchEngine(model.network, model.scale), engine, engine)
+    return verify(chain, model.facts, inputs, photos)
 
 
 # --- sound networks -------------------------------------------------------------------------------
@@ -213,12 +217,17 @@ def far_sighted() -> Network:
 
 
 def test_halo_off_by_one_fails_e5(photographs: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told(TorchEngine):
+        def proof(self, lr: np.ndarray) -> Proof:
+            return Proof({"fp32": 1}, "cpu", {"cpu": 1})
+
     network, photos = far_sighted(), photographs[2]
-    engine = TorchEngine(network, 2)
+    engine = Told(network, 2)
+    chain = Chain(engine, engine, engine)
     inputs = build_inputs(photos, SMALL, network.facts)
 
     def verdict() -> tuple[Any, ...]:
-        found = verify(engine, engine, network.facts, inputs, photos)
+        found = verify(chain, network.facts, inputs, photos)
         return found.verdict, found.blame, found.edge("E4").status
 
     assert verdict() == ("PASS", None, "PASS")
@@ -320,7 +329,10 @@ def test_psnr_alone_can_fail() -> None:
 
 def test_gates_file_is_complete_and_ordered(tmp_path: Path) -> None:
     gates = read_gates()
-    assert set(gates) == {"E0", "E1", "E4", "E5_exact", "E5_approximate"}
+    assert set(gates) == {
+        *("E0", "E1", "E2", "E3", "E3_fp16", "E3_bf16", "E4"),
+        *("E5_exact", "E5_approximate"),
+    }
     for gate in gates.values():
         if gate.pass_max_abs is not None:
             assert gate.fail_max_abs is not None and gate.pass_max_abs <= gate.fail_max_abs
@@ -349,6 +361,7 @@ def test_report_shows_the_failure(exported: _Exports, photographs: Photos, tmp_p
         "data": "builtin",
         "sizes": str(DEFAULT_SIZES),
         "worst_picture": {"file": "w.png", "input": found.worst.name, "gain": gain},
+        "plan": PrecisionPlan().to_json(),
         **found.to_json(),
     }
     page = render({"x_fp32.onnx": record})

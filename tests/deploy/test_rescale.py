@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploy import audit as command
-from deploy.engines import TorchEngine
 from deploy.inputs import Input, patterns
 from deploy.ranges import HALF_MAX, BlockRange, audit, block_names, table
 from deploy.rescale import (
@@ -26,6 +25,7 @@ from deploy.rescale import (
     recentred,
     rescaled,
 )
+from deploy.torch_engines import TorchEngine
 from deploy.verdict import read_gates
 from srkd.errors import SrkdError
 from srkd.images import write_png

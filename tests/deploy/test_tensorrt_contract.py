@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorrt_stand_in import PLAN, VERSION, HostGpu, StandIn, enlarged
 
 from deploy.engines import EngineRunError
 from deploy.sizes import parse_sizes
@@ -19,7 +20,6 @@ from deploy.tensorrt_build import build
 from deploy.tensorrt_engine import TensorRTEngine, half_share, layer_precisions, open_tensorrt
 from deploy.tensorrt_library import kernels_file, load_library
 from srkd.errors import CheckFailedError, MissingError, SrkdError
-from tests.deploy.tensorrt_stand_in import PLAN, VERSION, HostGpu, StandIn, enlarged
 
 SIZES = parse_sizes("4x4:8x8:16x12")
 NAMES = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text())

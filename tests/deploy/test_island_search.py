@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from small_graph import FACTS, Residual
 
-from deploy.bisect import Plan, plan_islands, trace
 from deploy.emulation import HalfEmulation
 from deploy.half import check_half, to_half
 from deploy.inputs import Input
+from deploy.island_search import Plan, plan_islands, trace
 from deploy.verdict import read_gates
 from srkd.errors import CheckFailedError
-from tests.deploy.small_graph import FACTS, Residual
 
 if TYPE_CHECKING:
     import onnx

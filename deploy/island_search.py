@@ -7,13 +7,14 @@ the answer is a name one can find in the network's code, not the number of a lay
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from deploy.difference import finite_or_none
 from deploy.emulation import HalfEmulation, emulated, open_session, run
 from deploy.half import HalfNumbers, judge_half, measure_half, tensor_types, to_half, wide_nodes
 from deploy.islands import HALF_MAX, blocks, fixed_islands, node_paths
@@ -98,6 +99,11 @@ def plan_islands(
         seen = more if len(more) > len(seen) else list(inputs)
     priced = [_priced(row, islands, seen, trial) for row in rows]
     return Plan(tuple(islands), _lowest(before), _lowest(after), tuple(priced))
+
+
+def block_table(rows: Sequence[BlockRow]) -> list[dict[str, Any]]:
+    """The rows as JSON holds them; what is not finite becomes null."""
+    return [{k: finite_or_none(v) for k, v in asdict(row).items()} for row in rows]
 
 
 class _Trial:

@@ -1,0 +1,96 @@
+"""An ONNX graph in OpenVINO on the CPU, in the precision asked for: engine `openvino`.
+
+OpenVINO takes bf16 by itself where the CPU has it (several times as fast, 60 dB away from float32), so the
+precision is always pinned, and read back from the compiled network.
+
+A network is compiled for every size of picture, because one for all sizes pays for it: four times as slow for a
+small SwinIR (77 and 20 ms at 64x64), 10 % for RCAN. The first picture of a size therefore costs a compilation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from deploy.engines import EngineRunError, check_input, first_line
+from deploy.machine import require
+from deploy.proof import Proof
+from srkd.errors import SrkdError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import openvino
+
+PLACE = "CPU"
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+# Names that the CPU plugin gives to convolutions and matrix products.
+ARITHMETIC = (
+    "Convolution",
+    "Deconvolution",
+    "FullyConnected",
+    "MatMul",
+    "ScaledDotProductAttention",
+)
+KEPT_SIZES = 8
+
+
+class OpenVinoEngine:
+    """A graph in OpenVINO; `precision` is that of the arithmetic, the graph may be float32 or float16."""
+
+    def __init__(self, file: Path, scale: int, precision: str = "fp32", threads: int = 0) -> None:
+        """`threads` of one picture; 0 lets OpenVINO take every core."""
+        library = require("openvino", "Core", "engine 'openvino'", "pip install openvino")
+        self.scale = scale
+        self.file = file
+        self.options = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+        }
+        self.core = library.Core()
+        self.compiled: OrderedDict[tuple[int, ...], openvino.CompiledModel] = OrderedDict()
+        try:
+            self.core.read_model(file)
+        except RuntimeError as error:
+            raise SrkdError(
+                f"OpenVINO cannot open {file} ({first_line(error)}); export it again."
+            ) from error
+
+    def __call__(self, lr: np.ndarray) -> np.ndarray:
+        check_input(lr)
+        try:
+            return self._network(lr.shape)([lr])[0]
+        except RuntimeError as error:
+            raise EngineRunError(
+                f"OpenVINO could not run {self.file.name} on an input of {tuple(lr.shape)}: "
+                f"{first_line(error)}"
+            ) from error
+
+    def _network(self, shape: tuple[int, ...]) -> openvino.CompiledModel:
+        """Compiled for `shape`; the KEPT_SIZES used last are kept."""
+        if shape not in self.compiled:
+            graph = self.core.read_model(self.file)
+            graph.reshape([*shape])
+            self.compiled[shape] = self.core.compile_model(graph, PLACE, self.options)
+            if len(self.compiled) > KEPT_SIZES:
+                self.compiled.popitem(last=False)
+        self.compiled.move_to_end(shape)
+        return self.compiled[shape]
+
+    def proof(self, lr: np.ndarray) -> Proof:
+        """Read from the network as it was compiled for the size of `lr`."""
+        layers: Counter[str] = Counter()
+        names = {hint: precision for precision, hint in HINTS.items()}
+        for operation in self._network(lr.shape).get_runtime_model().get_ops():
+            about = operation.get_rt_info()
+            if about["layerType"].astype(str) in ARITHMETIC:
+                kind: str = about["runtimePrecision"].astype(str)
+                layers[names.get(kind, kind)] += 1
+        return Proof(dict(layers), PLACE, {PLACE: layers.total()})
+
+
+def open_openvino(file: Path, scale: int, settings: dict[str, Any]) -> OpenVinoEngine:
+    """Opener of the engine `openvino`."""
+    return OpenVinoEngine(file, scale, settings["precision"], settings["threads"])
