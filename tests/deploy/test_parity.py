@@ -241,6 +241,7 @@ def test_tiles_without_halo_show_a_seam(
 ) -> None:
     made = exported("rcan_a")
     monkeypatch.setattr(srkd.tiling, "GLOBAL_HALO_PX", 0)
+    monkeypatch.setattr(srkd.tiling, "OVERLAP_PX", 0)
     found = check(made, photographs[3])
     assert (found.verdict, found.blame) == ("FAIL", "E5")
     assert "seam score" in found.edge("E5").reason
