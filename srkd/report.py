@@ -74,8 +74,7 @@ def write_report(
 def write_first_report(
     run: Run, sets: Sequence[EvaluationSet], device: torch.device
 ) -> list[dict[str, Any]]:
-    """The same for a first stage: the aggregated teacher beside every single one and their plain mean, or the
-    teacher that is given the HR image."""
+    """The same for a first stage, whose rows are those of the teacher that it made."""
     model = kind_of(run.recipe).trained(run.recipe, run.folder)
     model.network.to(device)
     bicubic = {s.name: _plain(score_bicubic(s)) for s in sets}
