@@ -8,6 +8,7 @@ load_any("runs/x", engine="torch")        the network itself, like load_any("run
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy.engines import engine_kind, load_engine
+from deploy.engines import engine_kind, load_engine, open_network_engine
 from deploy.places import default_folder
 from deploy.sidecar import read_sidecar, sidecar_path
 from srkd.devices import pick_device
 from srkd.errors import SrkdError
+from srkd.infer import feature_channels
 from srkd.loaded import LoadedModel
 from srkd.models import load_model
 from srkd.tiling import largest_tile
@@ -72,7 +74,19 @@ def load_any(spec: str | Path, scale: int | None = None, engine: str | None = No
         return _exported(path, scale, engine)
     if engine is None or engine == TORCH:
         return load_model(spec, scale)
+    if engine_kind(engine).source == "network":
+        return _through(engine, load_model(spec, scale))
     return _exported(_find_export(spec, scale, engine), scale, engine)
+
+
+def _through(engine: str, model: LoadedModel) -> LoadedModel:
+    """The network run by another engine than plain torch."""
+    parameters = sum(p.numel() for p in model.network.parameters())
+    return replace(
+        model,
+        network=EngineNetwork(open_network_engine(engine, model), feature_channels(model.network)),
+        info={**model.info, "engine": engine, "parameters": parameters},
+    )
 
 
 def device_for(model: LoadedModel, name: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from srkd.compare_rows import Gain, Row, Spread
 from srkd.errors import CheckFailedError, SrkdError, nearest
 from srkd.files import plain
-from srkd.finished import HR_STEPS, steps_on_hr
+from srkd.finished import HR_STEPS
 from srkd.methods import METHODS, file_options
 from srkd.papers import ABOUT, ARXIV, paper_gains, sets_for
 from srkd.step_cost import CostRecord, read_cost
@@ -222,7 +222,7 @@ def _first_stages(rows: Sequence[Row]) -> list[str]:
         recipe = row.runs[0].recipe
         stage1, distil = recipe.stage1, recipe.train.distil_iterations
         if distil:
-            alone = steps_on_hr(recipe) < recipe.train.iterations
+            alone = recipe.steps_on_hr < recipe.train.iterations
             notes.append(
                 f"{row.series}: {distil:,} iterations on features alone come on top of this budget."
                 if alone

@@ -17,7 +17,6 @@ import torch
 
 from srkd.errors import SrkdError
 from srkd.files import read_json, sha256
-from srkd.methods import METHODS
 from srkd.models import FORMAT
 from srkd.networks import build_family
 from srkd.recipe import load_recipe
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from srkd.recipe import Recipe
 
 # How often something is shown or saved decides nothing; precision is recorded as it was resolved; what
-# counts of the iterations is `steps_on_hr`.
+# counts of the iterations is `Recipe.steps_on_hr`.
 NOT_BUDGET = ("log_every", "save_every", "precision", "iterations", "distil_iterations")
 HR_STEPS = "steps on HR"
 
@@ -213,7 +212,7 @@ def _budget(recipe: Recipe, info: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for two runs to stand in one table; values as JSON holds them."""
     train = {f"train.{k}": v for k, v in asdict(recipe.train).items() if k not in NOT_BUDGET}
     budget = {
-        HR_STEPS: steps_on_hr(recipe),
+        HR_STEPS: recipe.steps_on_hr,
         **train,
         "train.precision": info["training"]["precision"],
         "data.digest": info["training"]["data"]["digest"],
@@ -224,16 +223,6 @@ def _budget(recipe: Recipe, info: dict[str, Any]) -> dict[str, Any]:
         "protocol": info["protocol"],
     }
     return json.loads(json.dumps(budget))
-
-
-def steps_on_hr(recipe: Recipe) -> int:
-    """How many optimiser steps see the HR image: what methods with and without stages have in common.
-
-    Stage-wise the first iterations see features alone, but those of a bilevel method end with a step on HR.
-    """
-    train = recipe.train
-    bilevel = any(METHODS[part].bilevel for part in recipe.method.parts)
-    return train.iterations if bilevel else train.iterations - train.distil_iterations
 
 
 def is_number(value: Any) -> TypeGuard[float]:

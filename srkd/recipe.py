@@ -114,6 +114,16 @@ class Recipe:
     stages: str = "all"  # first: the first stage alone
     stage1: Stage1Config | None = None  # None for methods without a first stage
 
+    @property
+    def steps_on_hr(self) -> int:
+        """How many optimiser steps see the HR image: what methods with and without stages have in common.
+
+        Stage-wise the first iterations see features alone, but those of a bilevel method end with a step on HR.
+        """
+        bilevel = any(METHODS[part].bilevel for part in self.method.parts)
+        features_alone = 0 if bilevel else self.train.distil_iterations
+        return self.train.iterations - features_alone
+
     def to_dict(self) -> dict[str, Any]:
         sections = {name: asdict(getattr(self, name)) for name in SECTIONS}
         method = {

@@ -128,9 +128,11 @@ def _open(recipe: Recipe, device: str, quiet: bool) -> tuple[Training, Inputs]:
 
 
 def baseline_of(recipe: Recipe) -> Recipe:
-    """The same student, start, data and budget without a teacher."""
+    """The same student, start, data and steps on HR without a teacher."""
+    train = replace(recipe.train, iterations=recipe.steps_on_hr, distil_iterations=0)
     return replace(
         recipe,
+        train=train,
         method=plan("scratch", {}),
         teacher=TeacherConfig(),
         with_baseline=False,

@@ -18,7 +18,7 @@ from srkd.inputs import open_inputs
 from srkd.models import save_model
 from srkd.recipe import TrainConfig
 from srkd.step import train_step
-from srkd.train import distill, resume
+from srkd.train import baseline_of, distill, resume
 from srkd.training import learning_rate_at, prepare
 
 if TYPE_CHECKING:
@@ -147,6 +147,15 @@ def test_logged_terms_change_with_the_stage(photos: Path, teacher: Path, tmp_pat
     distill(recipe, tmp_path / "run", quiet=True)
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [set(r["terms"]) for r in log if "terms" in r] == [{"pixel"}, {"pixel"}]
+
+
+def test_the_baseline_has_as_many_steps_on_hr(photos: Path, teacher: Path) -> None:
+    stagewise = recipe_of("fitnet", photos, teacher, "with_baseline=true")
+    assert stagewise.steps_on_hr == 3
+    alone = baseline_of(stagewise)
+    assert (alone.train.iterations, alone.train.distil_iterations) == (3, 0)
+    assert prepare(alone, "cpu").method.teacher_taps == ()  # and it can be trained
+    assert recipe_of("mkd", photos, teacher).steps_on_hr == 6
 
 
 def test_dry_run_counts_both_stages(photos: Path, teacher: Path) -> None:

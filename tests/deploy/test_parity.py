@@ -361,7 +361,7 @@ def test_report_shows_the_failure(exported: _Exports, photographs: Photos, tmp_p
         "reference": "torch",
         "data": "builtin",
         "sizes": str(DEFAULT_SIZES),
-        "worst_picture": {"file": "w.png", "input": found.worst.name, "gain": gain},
+        "worst_picture": {"file": "w.png", "edge": "E1", "input": found.worst.name, "gain": gain},
         "plan": PrecisionPlan().to_json(),
         **found.to_json(),
     }
