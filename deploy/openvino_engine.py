@@ -3,8 +3,8 @@
 OpenVINO takes bf16 by itself where the CPU has it (several times as fast, 60 dB away from float32), so the
 precision is always pinned, and read back from the compiled network.
 
-A network is compiled for every size of picture, because one for all sizes pays for it: four times as slow for a
-small SwinIR (77 and 20 ms at 64x64), 10 % for RCAN. The first picture of a size therefore costs a compilation.
+A network is compiled for every size of picture: one for all sizes is slower, most of all where windows are cut from
+the picture. The first picture of a size therefore costs a compilation.
 """
 
 from __future__ import annotations

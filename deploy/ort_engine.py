@@ -2,7 +2,7 @@
 
 The provider asked for and no other: ONNX Runtime replaces one that fails to start by the CPU and only logs it.
 On CUDA: no TF32 (it is on by default), and the algorithm of a convolution by rule, because the search
-for the fastest costs 0.3 to 1.3 s at every new size of picture.
+for the fastest is repeated at every new size of picture.
 
 The CPU has no float16 arithmetic in ONNX Runtime: a float16 graph is computed in float32 there, with float16
 weights. That shows that the graph loads, and neither its range nor its speed.

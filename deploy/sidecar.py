@@ -32,7 +32,7 @@ class Sidecar:
     """The record. Sizes are [h, w] in LR pixels; dims are names, expressions or numbers.
 
     `engine_sha256` is the hash of `file`; `graph_sha256` that of the graph it was built from, which is
-    the file itself where nothing is built. `plan` says what was done to fit the precision:
+    the file itself where nothing is built. `precision_plan` says what was done to fit the precision:
     {"fp32_islands": blocks kept in float32, "rescale": k}. `settings` are what the engine must be opened
     with (provider, threads). `build` are the facts of a built engine, None for a graph: at least
     {"library", "version", "gpu": the one it is bound to or None}. `parity` holds the verdict and the
@@ -45,7 +45,7 @@ class Sidecar:
     engine_sha256: str
     graph_sha256: str
     weights_sha256: str
-    plan: dict[str, Any]
+    precision_plan: dict[str, Any]
     model: dict[str, Any]
     facts: dict[str, Any]
     input: dict[str, Any]
