@@ -184,11 +184,11 @@ def _priced(
 
 def _lowest(measured: HalfNumbers) -> float:
     """PSNR of the worst input in dB, minus infinity where a value is not finite."""
-    return min(d.psnr_db for d in measured.relative)
+    return min(d.psnr_db for d in measured.judged)
 
 
 def _worst(measured: HalfNumbers, inputs: Sequence[Input]) -> list[Input]:
-    order = sorted(measured.relative, key=lambda d: d.psnr_db)[:SEARCH_INPUTS]
+    order = sorted(measured.judged, key=lambda d: d.psnr_db)[:SEARCH_INPUTS]
     names = {d.worst.input for d in order}
     return [item for item in inputs if item.name in names]
 

@@ -220,7 +220,7 @@ def numbers(
     """Everywhere the same error: PSNR = -20 log10(error)."""
     x = np.zeros((1, 3, 2, 2), np.float32)
     found = (difference(x, x + np.float32(error), "flat"),)
-    return HalfNumbers((), found, found, task_db, delta_db)
+    return HalfNumbers((), found, task_db, delta_db)
 
 
 @pytest.mark.parametrize(
@@ -255,14 +255,22 @@ def test_gates(
     assert found[0] == status and found[1].startswith(said)
 
 
-def test_errors_are_relative_to_the_range_of_the_output() -> None:
-    """Both outputs three times as large: the same share is lost."""
-    small = numbers(0.0009)
-    large = replace(small, found=numbers(0.0027).found)
-    assert judge_half(large, 32.0, GATE) == (
-        "PASS",
-        "PSNR 60.9 dB, relative to the range of the output; task PSNR +0.0000 dB",
-    )
+def test_patterns_must_only_stay_finite() -> None:
+    # 0.1 x 255 x 0.25 + 3000 is stored in steps of 2, which conv2 multiplies by 5.
+    graph = Residual(gain={0: 0.1}, bias={0: 3000}).model()
+    wide, half = (HalfEmulation(g, 1, threads=1) for g in (graph, to_half(graph)))
+    photograph, pattern = bright(3), replace(bright(3), kind="pattern", hr=None)
+    assert check_half(wide, half, FACTS, [photograph], GATE).status == "FAIL"
+    alone = check_half(wide, half, FACTS, [pattern], GATE)
+    assert (alone.status, alone.numbers) == ("INCONCLUSIVE", None)
+    assert alone.reason == "no photograph was given; choose a set with --data"
+    assert alone.rows[0]["psnr_db"] < 60 and not alone.rows[0]["gated"]
+
+    broken = HalfEmulation(to_half(Residual(gain={0: 1000}).model()), 1, threads=1)
+    failed = check_half(wide, broken, FACTS, [bright(0), pattern], GATE)
+    assert failed.status == "FAIL" and failed.reason == "9 of 120 values are NaN or infinite"
+    noise = replace(pattern, kind="noise")
+    assert check_half(wide, broken, FACTS, [bright(0), noise], GATE).status == "PASS"
 
 
 def test_an_engine_that_refuses_an_input_fails() -> None:
