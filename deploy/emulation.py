@@ -4,8 +4,8 @@ ONNX Runtime's CPU has few float16 kernels. It computes a float16 graph in float
 between neighbours, so that an overflow that blackens the picture on a GPU never happens there. Here the graph is
 rewritten in float32 with the rounding spelled out: wherever the float16 graph stores a float16 tensor, the
 value passes through float16 (nearest even, beyond 65504 infinite) before anything reads it. Sums inside
-one operator are float32, as tensor cores accumulate them. A kernel's order of summation, and operators that a
-GPU splits in several, are not reproduced: what fails here fails on a device, what passes is
+one operator are float32, as tensor cores accumulate them. A kernel's order of summation, operators that a GPU
+splits in several and those that it fuses are not reproduced, so a verdict on it is
 provisional until the engine itself was compared (E3).
 """
 

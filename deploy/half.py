@@ -22,7 +22,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.difference import Difference, difference, worst_of
-from deploy.islands import HALF_MAX, check_islands, ends, fixed_islands, inside, node_paths
+from deploy.islands import (
+    HALF_MAX,
+    check_islands,
+    ends,
+    fixed_islands,
+    inside,
+    node_paths,
+    overflows,
+)
 from deploy.verdict import EdgeResult, Gate, Status, judge
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.metrics import psnr
@@ -186,16 +194,14 @@ def _half_ports(node: onnx.NodeProto, opset: int) -> tuple[list[bool], list[bool
 def _narrow(weight: onnx.TensorProto, name: str, path: str) -> onnx.TensorProto:
     """The constant as float16, rounded to nearest. One that does not fit is refused, never clipped."""
     value = numpy_helper.to_array(weight)
-    with np.errstate(over="ignore"):
-        small = value.astype(np.float16)
-    if np.any(np.isinf(small) & np.isfinite(value)):
+    if overflows(value):
         largest = float(np.abs(value[np.isfinite(value)]).max())
         module = path.partition("/")[0] or "/"
         raise SrkdError(
             f"'{weight.name}' holds {largest:g}, and float16 ends at {HALF_MAX:g}. Keep '{module}' in "
             "float32 (an island), or export in fp32."
         )
-    return numpy_helper.from_array(small, name)
+    return numpy_helper.from_array(value.astype(np.float16), name)
 
 
 def _narrow_attributes(node: onnx.NodeProto, path: str) -> None:

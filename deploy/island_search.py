@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy.difference import finite_or_none
 from deploy.emulation import HalfEmulation, emulated, open_session, run
 from deploy.half import HalfNumbers, judge_half, measure_half, tensor_types, to_half, wide_nodes
-from deploy.islands import HALF_MAX, blocks, fixed_islands, node_paths
+from deploy.islands import HALF_MAX, blocks, fixed_islands, node_paths, overflows
 from srkd.errors import CheckFailedError, SrkdError
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def plan_islands(
     trial = _Trial(graph32, facts, inputs, gate, threads)
     fixed = unfit_blocks(graph32)
     before = trial.measure(fixed, inputs)
+    if not before.judged:
+        raise SrkdError("a plan of islands needs photographs; choose a set with --data.")
     if trial.passes(before):
         return Plan(tuple(fixed), _lowest(before), _lowest(before), ())
     seen = _worst(before, inputs)
@@ -97,7 +99,13 @@ def plan_islands(
         # Inputs that were not searched on fail: search again with them, at last with all.
         more = [i for i in inputs if i in seen or i in _worst(after, inputs)]
         seen = more if len(more) > len(seen) else list(inputs)
-    priced = [_priced(row, islands, seen, trial) for row in rows]
+    best = _lowest(trial.measure(islands, seen))
+    priced = [
+        replace(row, bought_db=best - trial.without(row.block, islands, seen))
+        if row.block in islands
+        else row
+        for row in rows
+    ]
     return Plan(tuple(islands), _lowest(before), _lowest(after), tuple(priced))
 
 
@@ -136,13 +144,23 @@ class _Trial:
         return measure_half(self, half, self.facts, inputs)
 
     def passes(self, measured: HalfNumbers) -> bool:
-        """As E2, except that inputs without originals are judged by their PSNR alone."""
+        """As E2, except that inputs without originals are judged by their PSNR alone, and that patterns
+        alone pass when they are finite."""
+        if not measured.judged:
+            return True
         if measured.task_delta_db is None:
             measured = replace(measured, task_delta_db=0.0)
         return judge_half(measured, self.task_db, self.gate)[0] == "PASS"
 
     def works(self, islands: Sequence[str], inputs: Sequence[Input]) -> bool:
         return self.passes(self.measure(islands, inputs))
+
+    def without(self, block: str, islands: Sequence[str], inputs: Sequence[Input]) -> float:
+        """PSNR of the worst input when one island is float16 after all."""
+        try:
+            return _lowest(self.measure([b for b in islands if b != block], inputs))
+        except SrkdError:
+            return -math.inf  # its weights do not fit
 
 
 def smallest(
@@ -169,22 +187,10 @@ def smallest(
         size = max(1, size // 2)
 
 
-def _priced(
-    row: BlockRow, islands: Sequence[str], inputs: Sequence[Input], trial: _Trial
-) -> BlockRow:
-    if row.block not in islands:
-        return row
-    fewer = [b for b in islands if b != row.block]
-    try:
-        without = _lowest(trial.measure(fewer, inputs))
-    except SrkdError:
-        without = -math.inf  # its weights do not fit
-    return replace(row, bought_db=_lowest(trial.measure(islands, inputs)) - without)
-
-
 def _lowest(measured: HalfNumbers) -> float:
-    """PSNR of the worst input in dB, minus infinity where a value is not finite."""
-    return min(d.psnr_db for d in measured.judged)
+    """PSNR of the worst input in dB, minus infinity where a value is not finite; infinite for patterns
+    alone, when they are finite."""
+    return min((d.psnr_db for d in measured.judged), default=math.inf)
 
 
 def _worst(measured: HalfNumbers, inputs: Sequence[Input]) -> list[Input]:
@@ -201,7 +207,7 @@ def unfit_blocks(graph32: onnx.ModelProto) -> list[str]:
     types = tensor_types(graph32)
     wide = wide_nodes(graph32, types, fixed_islands(graph32, types))
     weights = [t for t in graph32.graph.initializer if t.data_type == TensorProto.FLOAT]
-    large = {t.name for t in weights if np.abs(numpy_helper.to_array(t)).max() > HALF_MAX}
+    large = {t.name for t in weights if overflows(numpy_helper.to_array(t))}
     found = blocks(node_paths(graph32))
     nodes = enumerate(graph32.graph.node)
     return [*dict.fromkeys(found[k] for k, n in nodes if k not in wide and large & set(n.input))]

@@ -55,7 +55,7 @@ def describe(
         engine_sha256=sha256(file),
         graph_sha256=graph.sha256,
         weights_sha256=sha256(weights_file(model)),
-        plan=plan,
+        precision_plan=plan,
         model={
             "name": model.name,
             "family": getattr(network, "family", type(network).__name__),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from deploy.half import check_half, to_half
 from deploy.inputs import Input
 from deploy.island_search import Plan, plan_islands, trace
 from deploy.verdict import read_gates
-from srkd.errors import CheckFailedError
+from srkd.errors import CheckFailedError, SrkdError
 
 if TYPE_CHECKING:
     import onnx
@@ -101,6 +102,18 @@ def test_inputs_that_the_search_did_not_see_are_searched_next() -> None:
         item.lr[:, channel] = 0.9
     found = plan_islands(graph, FACTS, inputs, GATE, threads=1)
     assert found.islands == ("groups.0", "groups.2") and found.psnr_after > 60
+
+
+def test_patterns_that_overflow_are_mended_too() -> None:
+    """No photograph is bright enough, three patterns are."""
+    graph = Residual(gain={0: 1000}).model()
+    patterns = [replace(i, kind="pattern", hr=None) for i in pictures(0.9, 0.95, 1.0)]
+    inputs = [*pictures(0.1, 0.2), *patterns]
+    found = plan_islands(graph, FACTS, inputs, GATE, threads=1)
+    assert found.islands == ("groups.0",) and found.psnr_before == -math.inf
+    assert found.psnr_after > 60
+    with pytest.raises(SrkdError, match="needs photographs; choose a set"):
+        plan_islands(Residual().model(), FACTS, patterns, GATE, threads=1)
 
 
 def test_where_float32_fails_there_is_no_plan() -> None:
