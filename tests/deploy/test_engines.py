@@ -170,7 +170,7 @@ def verified(run_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def spoilable(verified: Path, tmp_path: Path) -> Path:
     shutil.copytree(verified, tmp_path / "x")
-    return tmp_path / "x" / "edsr_tiny_fp32.onnx"
+    return tmp_path / "x" / "edsr_tiny_fp32.ort.onnx"
 
 
 def change_sidecar(file: Path, **values: Any) -> None:
