@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "attribute": ("scripts.attribute", "which input pixels decide a window of the output"),
     "cost": ("scripts.cost", "parameters, multiply-adds, memory, receptive field"),
     "export": ("deploy.export", "write a deployable file and prove it gives the same picture"),
+    "audit": ("deploy.audit", "how close a network comes to the end of half precision"),
     "benchmark": ("deploy.benchmark", "how fast models and exported files are, with the evidence"),
 }
 BAD_REQUEST = 2

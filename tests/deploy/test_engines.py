@@ -278,7 +278,7 @@ def test_a_built_file_goes_to_its_engine_with_its_build(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr("deploy.engines._named", lambda _: lambda *given: opened.append(given))
+    monkeypatch.setattr("deploy.engines.named", lambda _: lambda *given: opened.append(given))
     load_engine(built)
     build = {"library": "tensorrt", "version": "10.13", "gpu": "A"}
     assert opened == [(built, 2, {"library": "tensorrt", "built": build})]
