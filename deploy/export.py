@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ from deploy.records import (
 )
 from deploy.sidecar import (
     PARITY_FILE,
-    Sidecar,
     Verdict,
     drop_parity,
     record_hash,
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from deploy.making import Made
     from deploy.parity import Parity
     from deploy.proof import ProvableEngine
+    from deploy.sidecar import Sidecar
     from srkd.loaded import LoadedModel
 
 EXPORTED = tuple(name for name, kind in ENGINES.items() if kind.source != "network")
@@ -180,14 +180,16 @@ def export(
     _forget(folder, file)
 
     with tempfile.TemporaryDirectory() as temporary:
-        made = _make(loaded, kind, request, file, Path(temporary), inputs, settings, stages)
+        made, sidecar = _make(
+            loaded, kind, request, file, Path(temporary), inputs, settings, stages
+        )
         if not parity:
             stages.done("verify", "UNVERIFIED: not run (--no-parity)")
             check_file(file)
             return ExportResult("UNVERIFIED", file, sidecar_path(file), seconds=stages.seconds)
-        opened, absent = _open(file, made, stages)
+        opened, absent = _open(file, sidecar, sizes, stages)
         found = _verify(loaded, made, opened, absent, precision, inputs, photos, stages)
-    record = _record(file, made.sidecar, found, str(data), made)
+    record = _record(file, sidecar, found, made)
     write_report(folder, write_parity(folder, file.name, record))
     proved = {
         "verdict": found.verdict,
@@ -195,7 +197,7 @@ def export(
         "record": PARITY_FILE,
         "record_sha256": record_hash(record),
     }
-    write_sidecar(file, Sidecar(**{**asdict(made.sidecar), "parity": proved}))
+    write_sidecar(file, replace(sidecar, parity=proved))
     check_file(file)
     stages.done("verify", f"vs torch fp32, {len(photos)} photographs: {_summary(found)}")
     return ExportResult(
@@ -222,7 +224,7 @@ def _make(
     inputs: list[Input],
     settings: dict[str, Any],
     stages: _Stages,
-) -> Made:
+) -> tuple[Made, Sidecar]:
     """The files with their sidecar: what is exported, and the fp32 graph that it is checked against."""
     from deploy.making import make
 
@@ -235,12 +237,13 @@ def _make(
     except BaseException:
         file.unlink(missing_ok=True)  # a file without a sidecar is no export
         raise
-    return replace(made, sidecar=sidecar)
+    return made, sidecar
 
 
-def _open(file: Path, made: Made, stages: _Stages) -> tuple[ProvableEngine | None, str]:
+def _open(
+    file: Path, sidecar: Sidecar, sizes: Sizes, stages: _Stages
+) -> tuple[ProvableEngine | None, str]:
     """The engine as a user opens it, or why a built one cannot run here."""
-    sidecar = made.sidecar
     engine: Any = None
     absent = ""
     try:
@@ -255,7 +258,7 @@ def _open(file: Path, made: Made, stages: _Stages) -> tuple[ProvableEngine | Non
     library = f"{kind.module} {sidecar.versions.get(kind.module, '')}"
     shown = ", ".join(f"{key}: {value}" for key, value in sidecar.settings.items())
     told = "BUILT, but it cannot run here" if engine is None else f"{library}, {shown}"
-    stages.done("engine", f"{told}, sizes {made.request.sizes}")
+    stages.done("engine", f"{told}, sizes {sizes}")
     return engine, absent
 
 
@@ -289,7 +292,7 @@ def _verify(
     return verify(chain, loaded.facts, inputs, photos, progress=stages.show)
 
 
-def _record(file: Path, sidecar: Sidecar, found: Parity, data: str, made: Made) -> dict[str, Any]:
+def _record(file: Path, sidecar: Sidecar, found: Parity, made: Made) -> dict[str, Any]:
     """The entry of parity.json."""
     picture = None if found.worst is None else save_worst(file, found.worst)
     return {
@@ -298,7 +301,7 @@ def _record(file: Path, sidecar: Sidecar, found: Parity, data: str, made: Made) 
         "engine": sidecar.engine,
         "precision": sidecar.precision,
         "reference": f"torch {sidecar.versions.get('torch', '')}, fp32, eval mode, CPU",
-        "data": data,
+        "data": str(made.request.data),
         "sizes": str(made.request.sizes),
         "graph_sha256": sidecar.graph_sha256,
         "weights_sha256": sidecar.weights_sha256,

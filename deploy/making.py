@@ -7,6 +7,7 @@ What the engine does not need is left out: an fp32 graph is neither rescaled nor
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from deploy.island_search import BlockRow
     from deploy.ranges import BlockRange
     from deploy.records import Request
-    from deploy.sidecar import Sidecar
     from srkd.loaded import LoadedModel
 
     Done = Callable[[str, str], None]
@@ -88,7 +88,6 @@ class Made:
     half: onnx.ModelProto | None
     plan: PrecisionPlan
     build: dict[str, Any] | None
-    sidecar: Sidecar = None  # type: ignore[assignment]
 
 
 def make(
@@ -133,8 +132,6 @@ def _halve(
     graph32: Path, model: LoadedModel, inputs: Sequence[Input], plan: PrecisionPlan
 ) -> tuple[onnx.ModelProto, PrecisionPlan]:
     """The fp16 graph with the islands that it needs."""
-    import json
-
     from deploy.half import to_half
     from deploy.island_search import plan_islands
     from deploy.verdict import read_gates
