@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +37,6 @@ def test_networks_build_in_fp32(name: str, exported: _Exports, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    os.environ.get("SRKD_SLOW") != "1",
-    reason="takes a minute: set SRKD_SLOW=1 to build all families",
-)
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_families_build_too(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
