@@ -137,12 +137,14 @@ def measure_network(
 
 
 def candidates(engines: str) -> Iterator[tuple[str, str]]:
-    """torch fp32 first, then every engine that is asked for in every precision."""
-    from deploy.engines import PRECISIONS
+    """torch fp32 first, then every engine that is asked for in what it computes of an fp32 graph on a CPU."""
+    from deploy.engines import engine_kind
 
     yield "torch", "fp32"
-    every = ((engine, precision) for engine in engines.split(",") for precision in PRECISIONS)
-    yield from (pair for pair in every if pair != ("torch", "fp32"))
+    for engine in engines.split(","):
+        kind = engine_kind(engine)
+        here = kind.runs.get("cpu", ()) if kind.rounds or kind.source == "network" else ("fp32",)
+        yield from ((engine, p) for p in here if (engine, p) != ("torch", "fp32"))
 
 
 def open_here(
@@ -158,17 +160,13 @@ def open_here(
 
     `before` are the engines that are open, torch fp32 first.
     """
-    from deploy.engines import engine_kind, open_engine
-    from deploy.subjects import NETWORK_ENGINES, Subject, compared, open_model, start
-    from srkd.errors import SrkdError
+    from deploy.engines import engine_kind, engine_settings, open_engine
+    from deploy.subjects import Subject, compared, open_model, start
 
-    if engine in NETWORK_ENGINES:
+    kind = engine_kind(engine, precision)
+    if kind.source == "network":
         return open_model(model, engine, precision, lr, lambda: before[0].opened.first, threads)
-    settings = {**engine_kind(engine, precision).settings, "threads": threads}
-    if "precision" in settings:
-        settings["precision"] = precision
-    elif precision != "fp32":
-        raise SrkdError(f"{engine} computes in the precision of its graph, which is fp32 here.")
+    settings = engine_settings(engine, precision, threads=threads)
     opened = start(lambda: open_engine(engine, graph, model.scale, settings), lr)
     return Subject(
         name=f"{model.name} {engine} {precision}",
