@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +41,9 @@ from deploy.sidecar import (
     write_sidecar,
 )
 from deploy.sizes import DEFAULT_SIZES, Sizes, check_sizes, parse_sizes
+from deploy.stages import Stages
 from srkd.errors import MissingError, SrkdError, nearest
-from srkd.progress import StatusLine
+from srkd.files import make_folder, replacing
 
 if TYPE_CHECKING:
     from deploy.engines import EngineKind
@@ -162,7 +163,7 @@ def export(
     file = export_file(folder, loaded.name, engine, precision, kind)
     _refuse_existing(file, overwrite)
     half = precision == "fp16" and not kind.rounds
-    stages = _Stages(quiet, half=half, built=kind.source == "built")
+    stages = Stages(quiet, half=half, built=kind.source == "built")
     photos: list[Photo] = []
     inputs: list[Input] = []
     if parity or half:
@@ -171,13 +172,13 @@ def export(
 
         photos = load_photographs(data, loaded.scale)
         inputs = build_inputs(photos, sizes, facts)
+    make_folder(folder)  # before anything takes long
     millions = sum(p.numel() for p in loaded.network.parameters()) / 1e6
     stages.done(
         "load", f"{loaded.name}  {millions:.2f} M parameters, x{facts.scale}, RGB in [0, 1]"
     )
     for note in loaded.notes:
         stages.say(note)
-    _forget(folder, file)
 
     with tempfile.TemporaryDirectory() as temporary:
         made, sidecar = _make(
@@ -206,13 +207,14 @@ def export(
 
 
 def _kind(engine: str, precision: str, device: str | None) -> EngineKind:
-    kind = engine_kind(engine, precision, device)
-    if kind.source == "network":
+    if engine in ENGINES and engine not in EXPORTED:
         raise SrkdError(
             f"engine '{engine}' runs the network itself, so there is nothing to export; "
-            f"{nearest(engine, list(EXPORTED))}"
+            f"{nearest(engine, EXPORTED)}"
         )
-    return kind
+    if engine not in ENGINES:
+        raise SrkdError(f"there is no engine '{engine}'; {nearest(engine, EXPORTED)}")
+    return engine_kind(engine, precision, device)
 
 
 def _make(
@@ -223,16 +225,24 @@ def _make(
     temporary: Path,
     inputs: list[Input],
     settings: dict[str, Any],
-    stages: _Stages,
+    stages: Stages,
 ) -> tuple[Made, Sidecar]:
-    """The files with their sidecar: what is exported, and the fp32 graph that it is checked against."""
+    """The files with their sidecar: what is exported, and the fp32 graph that it is checked against.
+
+    An earlier export of this name is only replaced when the new one is there.
+    """
     from deploy.making import make
 
-    made = make(loaded, kind, request, file, temporary, inputs, settings, stages.done, stages.show)
+    new = temporary / file.name
+    made = make(loaded, kind, request, new, temporary, inputs, settings, stages.done, stages.show)
+    sidecar = describe(
+        loaded, request, new, made.graph, made.plan.to_sidecar(), settings, made.build
+    )
+    _forget(file.parent, file)
     try:
-        sidecar = describe(
-            loaded, request, file, made.graph, made.plan.to_sidecar(), settings, made.build
-        )
+        # A copy: the graph stays where the checks look for it.
+        with replacing(file) as copy:
+            shutil.copyfile(new, copy)
         write_sidecar(file, sidecar)
     except BaseException:
         file.unlink(missing_ok=True)  # a file without a sidecar is no export
@@ -241,7 +251,7 @@ def _make(
 
 
 def _open(
-    file: Path, sidecar: Sidecar, sizes: Sizes, stages: _Stages
+    file: Path, sidecar: Sidecar, sizes: Sizes, stages: Stages
 ) -> tuple[ProvableEngine | None, str]:
     """The engine as a user opens it, or why a built one cannot run here."""
     engine: Any = None
@@ -270,7 +280,7 @@ def _verify(
     precision: str,
     inputs: list[Input],
     photos: list[Photo],
-    stages: _Stages,
+    stages: Stages,
 ) -> Parity:
     from deploy.emulation import HalfEmulation
     from deploy.ort_engine import OrtEngine
@@ -321,41 +331,6 @@ def _forget(folder: Path, file: Path) -> None:
     picture_path(file).unlink(missing_ok=True)
     if records or (folder / REPORT_FILE).is_file():
         write_report(folder, records)
-
-
-class _Stages:
-    """`[2/4] onnx  ...  3.1 s` on stderr, and how long each took."""
-
-    def __init__(self, quiet: bool, *, half: bool, built: bool) -> None:
-        self.names = (
-            "load",
-            *(("range",) if half else ()),
-            "onnx",
-            *(("fp16",) if half else ()),
-            *(("build",) if built else ()),
-            "engine",
-            "verify",
-        )
-        self.line = StatusLine(quiet=quiet)
-        self.seconds: dict[str, float] = {}
-        self.begin = time.perf_counter()
-
-    def _head(self, name: str) -> str:
-        return f"[{self.names.index(name) + 1}/{len(self.names)}] {name:<7}"
-
-    def done(self, name: str, told: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name], self.begin = now - self.begin, now
-        self.line.say(f"{self._head(name)} {told}  {self.seconds[name]:.1f} s")
-
-    def say(self, text: str) -> None:
-        self.line.say(f"      {text}")
-
-    def show(self, text: str) -> None:
-        """A passing remark on the stage that runs: only where the line can be rewritten."""
-        if self.line.live:
-            running = self.names[min(len(self.seconds), len(self.names) - 1)]
-            self.line.show(f"{self._head(running)} {text}")
 
 
 def _load(model: str | Path | LoadedModel, scale: int | None) -> LoadedModel:

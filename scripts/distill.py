@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 QUICK_START = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.toml"
+FIRST = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
 EXAMPLES = """\
 examples:
   python scripts/distill.py
@@ -117,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from srkd import listing
 
+    if (args.list_methods or args.list_networks or args.list_taps) and not FIRST:
+        return 0
     if args.list_methods:
         return listing.show(listing.methods(), args.json)
     if args.list_networks:
@@ -132,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         return resume(args, changes)
     quick = is_quick_start(args)
     if (quick or args.dry_run) and os.environ.get("WORLD_SIZE", "1") != "1":
+        if not FIRST:
+            return SrkdError.exit_code
         raise SrkdError(
             "torchrun trains a recipe with several processes; start the quick start and --dry-run without it."
         )
@@ -152,11 +157,10 @@ def main(argv: list[str] | None = None) -> int:
             as_json=args.json,
             quiet=args.quiet,
         )
-    import srkd.ranks as ranks
     from srkd.train import distill
 
     out = args.out or Path("runs") / default_name(args, recipe)
-    if not args.quiet and ranks.speaks():
+    if not args.quiet and FIRST:
         print(recipe.summary(), file=sys.stderr)
     result = distill(recipe, out, device=args.device, overwrite=args.overwrite, quiet=args.quiet)
     return finish(result, args.json)
@@ -210,14 +214,13 @@ def resume(args: argparse.Namespace, changes: list[str]) -> int:
 
 
 def finish(result: object, as_json: bool) -> int:
-    import srkd.ranks as ranks
     from srkd.console import INTERRUPTED
     from srkd.files import plain
     from srkd.report import print_table
     from srkd.train import INTERRUPTED_HINT, Result
 
     assert isinstance(result, Result)
-    if not ranks.speaks():
+    if not FIRST:
         pass
     elif as_json:
         print(json.dumps(plain(result.to_dict())))

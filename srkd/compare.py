@@ -331,9 +331,12 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def _gain(row: Row, rows: list[Row], notes: list[str]) -> Gain | None:
     """Paired by seed with the scratch row of the same student."""
-    if row.method == "scratch" or not row.sets:
+    if row.method == "scratch":
         return None
     who = f"{row.student} x{row.scale}"
+    if not row.sets:
+        notes.append(f"No gain for {who}: these runs were validated on nothing.")
+        return None
     scratch = [r for r in rows if r.pair == row.pair and r.method == "scratch"]
     if len(scratch) != 1:
         count = "several different scratch runs" if scratch else "no scratch run"

@@ -8,6 +8,7 @@ import math
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from srkd.errors import SrkdError
@@ -42,6 +43,18 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone already, or a parent of it is no folder
             temporary.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that files can be written in, or say why not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise SrkdError(
+            f"cannot write in {path}: {error.strerror or error}. Choose another place."
+        ) from error
 
 
 def _umask() -> int:

@@ -94,12 +94,17 @@ class TrainingLine(StatusLine):
         parts = [
             f"{self.title} step {step}/{self.iterations}",
             f"{steps_per_s:.1f} it/s",
-            *(f"{name} {value:.4f}" for name, value in terms.items()),
+            *(f"{name} {_shown(value)}" for name, value in terms.items()),
             self.psnr,
             wait,
             f"ETA {duration(left)}",
         ]
         self.show(" · ".join(part for part in parts if part))
+
+
+def _shown(value: float) -> str:
+    """Four decimals; what they would show as nothing in powers of ten."""
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def counter(title: str, *, quiet: bool = False) -> Callable[[int, int], None]:

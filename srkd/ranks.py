@@ -31,11 +31,16 @@ T = TypeVar("T")
 # ends everybody when a process dies, so nobody waits for the dead.
 PATIENCE = timedelta(days=2)
 BUCKET_BYTES = 32 * 2**20  # gradients travel in pieces of at most this size
+LAUNCH = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets besides
 LOST = ("Connection closed by peer", "Connection reset", "Socket closed", "NCCL", "Broken pipe")
 
 
 class SaidElsewhereError(SrkdError):
-    """Another process has failed and says why; this one ends without a word."""
+    """Another process has failed and says why; this one ends without a word, with that exit code."""
+
+    def __init__(self, exit_code: int = 1) -> None:
+        super().__init__()
+        self.exit_code = exit_code
 
 
 def world() -> int:
@@ -58,11 +63,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if _grouped() else 0
 
 
-def speaks() -> bool:
-    """Whether this process prints results: alone, or the first that torchrun has started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def launched() -> int:
     """Number of processes that torchrun has started, whether or not they are a group yet."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -81,6 +81,11 @@ def group(device: str) -> Iterator[None]:
     if launched() == 1 or _grouped():
         yield
         return
+    if missing := [name for name in LAUNCH if name not in os.environ]:
+        raise SrkdError(
+            f"WORLD_SIZE = {launched()} promises several processes, but {', '.join(missing)} is not set; start them "
+            "with torchrun, or unset WORLD_SIZE."
+        )
     cuda = device != "cpu" and torch.cuda.is_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
@@ -89,7 +94,7 @@ def group(device: str) -> Iterator[None]:
         if not any(sign in str(error) for sign in LOST):
             raise
         if not is_first():
-            raise SaidElsewhereError from error
+            raise SaidElsewhereError(CheckFailedError.exit_code) from error
         raise CheckFailedError(
             "a process of this training was lost; torchrun says below which one and how it ended. Continue "
             "with --resume, with any number of processes."
@@ -184,9 +189,7 @@ def together(work: Callable[[], T]) -> T:
     if speaker == rank():
         assert error is not None
         raise error
-    quiet = SaidElsewhereError()
-    quiet.exit_code = codes[speaker]
-    raise quiet
+    raise SaidElsewhereError(codes[speaker])
 
 
 def in_turn(work: Callable[[], T]) -> T:

@@ -19,12 +19,13 @@ import srkd.ranks as ranks
 from srkd.data.sampling import Prefetcher
 from srkd.data.sets import given_hr
 from srkd.errors import CheckFailedError, SrkdError
-from srkd.evaluate import score
+from srkd.evaluate import SetScore, score
 from srkd.files import write_text
 from srkd.first_stage import FOLDER as FIRST_STAGE
 from srkd.first_stage import first_stage_of, kind_of, trains_first_stage
 from srkd.inputs import Inputs, open_inputs
 from srkd.methods import plan
+from srkd.metrics import PAPER_Y
 from srkd.progress import StatusLine, TrainingLine, counter
 from srkd.recipe import TeacherConfig, load_recipe
 from srkd.report import below_best, markdown_table, samples, write_first_report, write_report
@@ -285,8 +286,8 @@ def _steps(
                             run.save_state(state_of(t, inputs), best=t.best_step == t.done)
                 if stop and t.done < train.iterations:
                     return scores, False
-    except NotFiniteError as bad:
-        raise _explain(bad, run) from bad
+    except NotFiniteError as bad:  # on every process at once: terms are means over all
+        raise (_explain(bad, run) if ranks.is_first() else ranks.SaidElsewhereError(1)) from bad
     if not scores:  # the run was complete when it was resumed
         scores = _scores(t, inputs)
     if ranks.is_first():
@@ -320,8 +321,17 @@ def _scores(t: Training, inputs: Inputs) -> Scores:
     upscaler = t.upscaler
     for evaluation_set in map(given_hr, inputs.sets) if t.given_hr else inputs.sets:
         own = evaluation_set.readers[ranks.rank() :: ranks.world()]
-        part = score(upscaler, replace(evaluation_set, readers=own))
-        result = replace(part, images=tuple(ranks.gathered(part.images)))
+        part = replace(evaluation_set, readers=own)
+        # With more processes than images some have none.
+        images = ranks.together(lambda part=part: score(upscaler, part).images if len(part) else ())
+        gathered = ranks.gathered(images)
+        result = SetScore(
+            evaluation_set.name,
+            evaluation_set.scale,
+            evaluation_set.lr_origin,
+            PAPER_Y,
+            tuple(gathered),
+        )
         scores[evaluation_set.name] = {"psnr_y": result.psnr, "ssim_y": result.ssim}
     return scores
 

@@ -157,6 +157,12 @@ def test_without_scratch_or_common_seed_there_is_no_gain(tmp_path: Path) -> None
     assert "no seed is also that of a scratch run" in result.tables[0].notes[0]
 
 
+def test_runs_without_validation_say_so(tmp_path: Path) -> None:
+    make_run(tmp_path / "l", "logits", 0, {})
+    make_run(tmp_path / "s", "scratch", 0, {})
+    assert "validated on nothing" in compared(tmp_path).tables[0].notes[0]
+
+
 # -- groups and budgets -------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,40 @@ def test_the_meta_gradient_is_averaged() -> None:
     run.state.meta.step()
     for p, after in zip(phi, first, strict=True):
         torch.testing.assert_close(after, p.detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_more_processes_than_images(photos: Path, tmp_path: Path) -> None:
+    """One picture to validate on, two processes: the second one has nothing to score."""
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(next(photos.iterdir()), one / "p.png")
+    recipe = recipe_for(photos, *SMALL, "method.name=scratch", f"validate.sets=['{one}']")
+    first, second = in_group(2, _distill, recipe, tmp_path / "run")
+    assert first["scores"] == second["scores"] and first["scores"]["one"]["psnr_y"] > 0
+
+
+def test_a_number_of_processes_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with (
+        pytest.raises(SrkdError, match=r"WORLD_SIZE = 2 .* RANK.*unset WORLD_SIZE"),
+        ranks.group("cpu"),
+    ):
+        pass
+
+
+def _breaks(recipe: Any, out: Path) -> str:
+    try:
+        distill(recipe, out, device="cpu", quiet=True)
+    except SrkdError as error:
+        return f"{error.exit_code} {error}"
+    return ""
+
+
+def test_a_loss_that_is_no_number_is_said_once(photos: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(photos, *SMALL, "method.name=scratch", "train.learning_rate=1e30")
+    first, second = in_group(2, _breaks, recipe, tmp_path / "run")
+    assert first.startswith("1 training stopped: ") and second == "1 "
 
 
 def test_an_uneven_batch_is_refused(photos: Path, tmp_path: Path) -> None:

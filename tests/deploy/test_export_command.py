@@ -169,6 +169,20 @@ class TestOutcomes:
         assert run_command(main, [str(run), "--engine", "onnx", "--quiet", *SIZES]) == 130
         assert read_sidecar(run / "deploy" / "a1_fp32.onnx").verdict == "UNVERIFIED"
 
+    def test_a_failed_export_leaves_the_one_before(
+        self, run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = [str(run), "--engine", "onnx", "--quiet", *SIZES]
+        assert main(first) == 0
+        before = {p.name: p.read_bytes() for p in (run / "deploy").iterdir()}
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(deploy.graph, "export_graph", interrupt)
+        assert run_command(main, [*first, "--overwrite"]) == 130
+        assert {p.name: p.read_bytes() for p in (run / "deploy").iterdir()} == before
+
     def test_existing_files_are_kept_unless_told(
         self, run: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -213,6 +227,7 @@ class TestOutcomes:
         (["{run}", "--engine", "ort", "--threads", "-1"], 2, "is negative"),
         (["{run}", "--engine", "onnx", "--data", "/nowhere"], 2, "/nowhere"),
         (["{run}", "--engine", "onnx", "--out", "{run}/model.json"], 2, "is a file"),
+        (["{run}", "--engine", "onnx", "--out", "/proc/none"], 2, "cannot write in /proc/none"),
         (["nonesuch", "--engine", "onnx"], 2, "nonesuch"),
         (["{run}"], 2, "--engine"),
     ],
