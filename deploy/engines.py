@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from deploy.machine import absence, cpp_compiler, gpu, require
-from deploy.sidecar import read_parity, read_sidecar, record_hash
+from deploy.sidecar import PARITY_FILE, read_parity, read_sidecar, record_hash
 from srkd.errors import CheckFailedError, MissingError, SrkdError, nearest
 from srkd.files import sha256
 
@@ -36,6 +36,7 @@ CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
 PRECISIONS = ("fp32", "fp16", "bf16")
+MEASURED = ("PASS", "FAIL", "INCONCLUSIVE")  # verdicts that always rest on a parity record
 
 
 class Engine(Protocol):
@@ -314,7 +315,8 @@ def opened_with(sidecar: Sidecar) -> dict[str, Any]:
 def check_file(file: Path) -> Sidecar:
     """The sidecar of an exported file, if both belong together and the parity record to them.
 
-    Refused: no file, no sidecar, a damaged or newer one, a file or parity record of another hash.
+    Refused: no file, no sidecar, a damaged or newer one, a file or parity record of another hash, a
+    verdict that is not that of the record.
     """
     if not file.is_file():
         raise SrkdError(f"there is no exported file {file}; make it with deploy/export.py.")
@@ -324,14 +326,36 @@ def check_file(file: Path) -> Sidecar:
             f"{file} is not the file its sidecar describes (its hash differs: it was changed, cut "
             f"short or replaced). Build it again: {sidecar.rebuild}"
         )
-    record = read_parity(file.parent).get(file.name)
+    _check_verdict(file, sidecar)
+    return sidecar
+
+
+def _check_verdict(file: Path, sidecar: Sidecar) -> None:
+    """Refuse a verdict that rests on no parity record, or on another one than lies beside the file.
+
+    A file may be copied without parity.json: then the record is not there to compare, which `_notes` says.
+    """
     proved = sidecar.parity.get("record_sha256")
-    if record is not None and proved is not None and record_hash(record) != proved:
+    if proved is None:
+        if sidecar.verdict in MEASURED:
+            raise SrkdError(
+                f"the sidecar of {file} says {sidecar.verdict} and names no parity record that this rests on, "
+                f"so it was edited. Build it again: {sidecar.rebuild}"
+            )
+        return
+    record = read_parity(file.parent).get(file.name)
+    if record is None:
+        return
+    if record_hash(record) != proved:
         raise SrkdError(
             f"the parity record of {file} is not the one its sidecar's verdict rests on. Build it "
             f"again: {sidecar.rebuild}"
         )
-    return sidecar
+    if record["verdict"] != sidecar.verdict:
+        raise SrkdError(
+            f"the sidecar of {file} says {sidecar.verdict} and the parity record that this rests on "
+            f"{record['verdict']}. Build it again: {sidecar.rebuild}"
+        )
 
 
 def check_build(file: Path, sidecar: Sidecar) -> None:
@@ -363,6 +387,12 @@ def _notes(file: Path, sidecar: Sidecar) -> tuple[str, ...]:
         f"run it. Verify it on one that can: {sidecar.rebuild}",
     }
     notes = [said[sidecar.verdict]] if sidecar.verdict in said else []
+    proved = sidecar.parity.get("record_sha256")
+    if proved is not None and file.name not in read_parity(file.parent):
+        notes.append(
+            f"the parity record was left behind: {PARITY_FILE} beside {file.name} does not hold the "
+            f"measurements that the verdict {sidecar.verdict} rests on; copy it along to have them compared."
+        )
     if sidecar.precision == "fp16" and sidecar.settings.get("provider") == CPU_PROVIDER:
         notes.append(
             f"{file.name} holds float16, which ONNX Runtime computes in float32 on a CPU: that it runs "

@@ -107,7 +107,7 @@ def test_requests_that_a_file_cannot_meet(file: Path, tmp_path: Path) -> None:
     assert device_for(model, "auto") == "cpu"
     with pytest.raises(SrkdError, match="--device cpu does not move tiny_fp32"):
         device_for(model, "cpu")
-    failed = {**read_sidecar(file).parity, "verdict": "FAIL"}
+    failed = {**read_sidecar(file).parity, "verdict": "FAIL", "record_sha256": "0" * 64}
     with pytest.raises(CheckFailedError, match="FAILED its parity check"):
         load_any(copied(file, tmp_path, "x.onnx", parity=failed))
 

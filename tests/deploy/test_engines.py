@@ -17,6 +17,7 @@ from deploy.engines import (
     ENGINES,
     PRECISIONS,
     available,
+    check_file,
     engine_kind,
     engine_settings,
     load_engine,
@@ -26,7 +27,7 @@ from deploy.engines import (
 from deploy.export import export
 from deploy.machine import Gpu, absence
 from deploy.ort_engine import OrtEngine
-from deploy.sidecar import read_sidecar, sidecar_path
+from deploy.sidecar import PARITY_FILE, read_sidecar, record_hash, sidecar_path
 from deploy.sizes import parse_sizes
 from deploy.torch_engines import TorchEngine
 from srkd.errors import CheckFailedError, MissingError, SrkdError
@@ -231,14 +232,46 @@ def test_a_forged_parity_record_is_refused(spoilable: Path) -> None:
     with pytest.raises(SrkdError, match="not the one its sidecar's verdict rests on"):
         load_engine(spoilable)
     path.unlink()  # a file shipped with its sidecar alone still loads
-    assert load_engine(spoilable).notes == ()
+    (note,) = load_engine(spoilable).notes
+    assert "parity record was left behind" in note and "verdict PASS rests on" in note
 
 
-@pytest.mark.parametrize("verdict", ["UNVERIFIED", "INCONCLUSIVE", "BUILT, NOT VERIFIED"])
+def change_verdict(file: Path, verdict: str) -> None:
+    """What an export leaves that found another verdict."""
+    path = file.parent / PARITY_FILE
+    document = json.loads(path.read_text())
+    record = {**document["files"][file.name], "verdict": verdict}
+    path.write_text(json.dumps({**document, "files": {file.name: record}}))
+    parity = {"verdict": verdict, "record_sha256": record_hash(record)}
+    change_sidecar(file, parity={**read_sidecar(file).parity, **parity})
+
+
+@pytest.mark.parametrize("measured", ["FAIL", "INCONCLUSIVE", "BUILT, NOT VERIFIED"])
+def test_a_verdict_other_than_the_record_s_is_refused(measured: str, spoilable: Path) -> None:
+    change_verdict(spoilable, measured)
+    change_sidecar(spoilable, parity={**read_sidecar(spoilable).parity, "verdict": "PASS"})
+    told = rf"says PASS and the parity record that this rests on {measured}.*export\.py"
+    with pytest.raises(SrkdError, match=told):
+        check_file(spoilable)
+
+
+@pytest.mark.parametrize("verdict", ["PASS", "FAIL", "INCONCLUSIVE"])
+def test_a_measured_verdict_needs_a_record(verdict: str, spoilable: Path) -> None:
+    parity = {"verdict": "UNVERIFIED", "blame": None, "record": None, "record_sha256": None}
+    change_sidecar(spoilable, parity=parity)
+    check_file(spoilable)
+    (spoilable.parent / PARITY_FILE).unlink()
+    check_file(spoilable)
+    change_sidecar(spoilable, parity={**parity, "verdict": verdict})
+    with pytest.raises(SrkdError, match=rf"says {verdict} and names no parity record"):
+        check_file(spoilable)
+
+
+@pytest.mark.parametrize("verdict", ["INCONCLUSIVE", "BUILT, NOT VERIFIED"])
 def test_a_doubtful_verdict_is_repeated(
     verdict: str, spoilable: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    change_sidecar(spoilable, parity={**read_sidecar(spoilable).parity, "verdict": verdict})
+    change_verdict(spoilable, verdict)
     with caplog.at_level(logging.WARNING):
         engine = load_engine(spoilable)
     assert verdict in engine.notes[0]
@@ -246,7 +279,7 @@ def test_a_doubtful_verdict_is_repeated(
 
 
 def test_a_failed_file_is_not_served(spoilable: Path) -> None:
-    change_sidecar(spoilable, parity={**read_sidecar(spoilable).parity, "verdict": "FAIL"})
+    change_verdict(spoilable, "FAIL")
     with pytest.raises(CheckFailedError, match="FAILED its parity check") as caught:
         load_engine(spoilable)
     assert caught.value.exit_code == 1
