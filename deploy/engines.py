@@ -197,10 +197,32 @@ def engine_settings(
     return {key: chosen.get(key, default) for key, default in kind.settings.items()}
 
 
-def require_engine(name: str) -> ModuleType:
-    """The library that runs this engine; refused (exit 3) when it is not usable here."""
+def require_engine(name: str, settings: dict[str, Any] | None = None) -> ModuleType:
+    """The library that runs this engine; refused (exit 3) when it is not usable here.
+
+    With `settings`, those of `engine_settings`, also when it lacks the provider that they name.
+    """
     kind = engine_kind(name)
-    return require(kind.module, kind.attribute, f"engine '{name}'", kind.install)
+    library = require(kind.module, kind.attribute, f"engine '{name}'", kind.install)
+    if settings is not None and "provider" in settings:
+        require_provider(library, settings["provider"], f"engine '{name}'")
+    return library
+
+
+def require_provider(library: ModuleType, provider: str, purpose: str) -> None:
+    """Refuse (exit 3) a provider that this installation of ONNX Runtime was not built with."""
+    have = library.get_available_providers()
+    if provider in have:
+        return
+    todo = (
+        "put onnxruntime-gpu in the place of onnxruntime (never both), or leave --device cuda out"
+        if provider == CUDA_PROVIDER
+        else "install the onnxruntime that has it"
+    )
+    raise MissingError(
+        f"{purpose} needs ONNX Runtime's {provider}, which this installation lacks (it has "
+        f"{', '.join(have)}): {todo}."
+    )
 
 
 class Available(NamedTuple):
@@ -238,7 +260,7 @@ def open_engine(name: str, file: Path, scale: int, settings: dict[str, Any]) -> 
         raise SrkdError(
             f"engine '{name}' runs a network, not a file such as {file.name}; give it the run folder."
         )
-    require_engine(name)
+    require_engine(name, settings)
     opener: Callable[[Path, int, dict[str, Any]], Engine] = named(kind.opener)
     return opener(file, scale, settings)
 

@@ -16,7 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from deploy.engines import CPU_PROVIDER, CUDA_PROVIDER, EngineRunError, check_input, first_line
+from deploy.engines import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    EngineRunError,
+    check_input,
+    first_line,
+    require_provider,
+)
 from deploy.proof import Proof
 from srkd.errors import MissingError, SrkdError
 
@@ -47,12 +54,7 @@ class OrtEngine:
         self.file = file
         self.provider = provider
         self.threads = threads
-        if provider not in onnxruntime.get_available_providers():
-            raise MissingError(
-                f"{file.name} was built for ONNX Runtime's {provider}, which this installation lacks "
-                f"(it has {', '.join(onnxruntime.get_available_providers())}). Install it, or export "
-                "again on this machine."
-            )
+        require_provider(onnxruntime, provider, file.name)
         if provider == CUDA_PROVIDER:
             onnxruntime.preload_dlls()  # CUDA and cuDNN may lie in torch's own packages alone
         self.session = self._open(onnxruntime.SessionOptions())

@@ -20,7 +20,26 @@ def default_folder(model: LoadedModel) -> Path:
     return Path("deploy_out") / model.name
 
 
-def export_file(folder: Path, name: str, engine: str, precision: str, kind: EngineKind) -> Path:
-    """name_fp32.onnx for the engine onnx; the others, which may share its folder, say who they are."""
-    own = "" if engine == "onnx" else f".{engine}"
-    return folder / f"{name}_{precision}{own}{kind.suffix}"
+def export_file(
+    folder: Path,
+    name: str,
+    engine: str,
+    precision: str,
+    kind: EngineKind,
+    device: str | None = None,
+) -> Path:
+    """name_fp32.onnx for the engine onnx; the others, which may share its folder, say who they are.
+
+    A `device` other than the engine's usual one is in the name too: name_fp32.ort-cuda.onnx.
+    """
+    return folder / f"{name}_{precision}{own_part(engine, kind, device)}{kind.suffix}"
+
+
+def own_part(engine: str, kind: EngineKind, device: str | None = None) -> str:
+    """What the name of an exported file says of its engine: nothing for onnx, .ort, .ort-cuda."""
+    usual = next(iter(kind.runs))
+    return (
+        ""
+        if engine == "onnx"
+        else f".{engine}" + (f"-{device}" if device not in (None, usual) else "")
+    )

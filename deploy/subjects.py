@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from deploy.engines import Engine
+    from deploy.engines import Engine, EngineKind
     from deploy.sidecar import Sidecar
     from srkd.loaded import LoadedModel
     from srkd.types import Facts
@@ -203,12 +203,7 @@ def open_model(
     """
     kind = engine_kind(engine, precision)
     if kind.source != "network":
-        file = export_file(default_folder(model), model.name, engine, precision, kind)
-        if not file.is_file():
-            raise SrkdError(
-                f"{model.name} has no exported file {file}, which engine {engine} needs; export it first: python "
-                f"deploy/export.py {model.source} --engine {engine} --precision {precision}"
-            )
+        file = _exported(model, engine, precision, kind)
         return open_file(file, lr, threads, engine)
     import torch
 
@@ -231,6 +226,24 @@ def open_model(
         opened=opened,
         parity=parity,
     )
+
+
+def _exported(model: LoadedModel, engine: str, precision: str, kind: EngineKind) -> Path:
+    """The only file that was exported from a model for this engine, on whichever device."""
+    folder = default_folder(model)
+    files = [export_file(folder, model.name, engine, precision, kind, d) for d in kind.runs]
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise SrkdError(
+            f"{model.name} has no exported file {files[0]}, which engine {engine} needs; export it first: python "
+            f"deploy/export.py {model.source} --engine {engine} --precision {precision}"
+        )
+    if len(found) > 1:
+        raise SrkdError(
+            f"{model.name} has files for engine {engine} on several devices ({', '.join(map(str, found))}); give the "
+            "one that is to be measured in the place of the model."
+        )
+    return found[0]
 
 
 def compared(reference: np.ndarray, sr: np.ndarray) -> dict[str, Any]:

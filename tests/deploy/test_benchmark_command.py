@@ -225,6 +225,15 @@ def test_a_model_on_its_exported_file(exported_file: Path, run_folder: Path) -> 
     assert [s.name for s in found] == ["tiny torch fp32", "tiny ort fp32"]
     assert found[1].file == exported_file and found[0].folder == exported_file.parent
     assert found[0].opened.first.shape == found[1].opened.first.shape == (1, 3, 24, 20)
+    elsewhere = exported_file.with_name("tiny_fp32.ort-cuda.onnx")
+    elsewhere.touch()
+    try:
+        with pytest.raises(
+            SrkdError, match=r"on several devices \(.*ort\.onnx, .*ort-cuda\.onnx\)"
+        ):
+            open_targets([run_folder], [("ort", "fp32")], lambda scale: lr)
+    finally:
+        elsewhere.unlink()
     with pytest.raises(SrkdError, match=r"tiny torch fp32 \(.*\) is asked for twice"):
         open_targets([run_folder, run_folder], [("torch", "fp32")], lambda scale: lr)
 

@@ -27,6 +27,7 @@ from deploy.engines import (
 from deploy.export import export
 from deploy.machine import Gpu, absence
 from deploy.ort_engine import OrtEngine
+from deploy.places import export_file
 from deploy.sidecar import PARITY_FILE, read_sidecar, record_hash, sidecar_path
 from deploy.sizes import parse_sizes
 from deploy.torch_engines import TorchEngine
@@ -97,6 +98,25 @@ def test_settings_of_an_engine() -> None:
         engine_settings("trt", threads=2)
     with pytest.raises(SrkdError, match="fp32 or bf16 on cpu"):
         engine_settings("torch", "fp16")  # the CPU is the default
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "name"),
+    [
+        ("onnx", None, "x_fp16.onnx"),
+        ("onnx", "cpu", "x_fp16.onnx"),
+        ("ort", None, "x_fp16.ort.onnx"),
+        ("ort", "cpu", "x_fp16.ort.onnx"),
+        ("ort", "cuda", "x_fp16.ort-cuda.onnx"),
+        ("openvino", "cpu", "x_fp16.openvino.onnx"),
+        ("trt", "cuda", "x_fp16.trt.plan"),
+    ],
+)
+def test_names_of_exported_files(
+    engine: str, device: str | None, name: str, tmp_path: Path
+) -> None:
+    file = export_file(tmp_path, "x", engine, "fp16", ENGINES[engine], device)
+    assert file == tmp_path / name
 
 
 def test_every_line_of_the_table_is_whole() -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from deploy.engines import CPU_PROVIDER, CUDA_PROVIDER, Engine, EngineRunError
+from deploy.engines import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    Engine,
+    EngineRunError,
+    engine_settings,
+    require_engine,
+)
 from deploy.ort_engine import PROVIDER_OPTIONS, OrtEngine, count_layers, run_bound
 from deploy.proof import Proof
 from deploy.torch_engines import TorchEngine
@@ -55,6 +62,13 @@ def test_ort_runs_on_the_provider_asked_for(
     assert engine.session.get_session_options().intra_op_num_threads == 1
     with pytest.raises(MissingError, match="CUDAExecutionProvider, which this installation lacks"):
         OrtEngine(path, 2, provider="CUDAExecutionProvider")
+
+    told = (
+        r"'ort' needs .*CUDAExecutionProvider, .* put onnxruntime-gpu in the place of onnxruntime"
+    )
+    with pytest.raises(MissingError, match=told):
+        require_engine("ort", engine_settings("ort", device="cuda"))
+    require_engine("ort", engine_settings("ort"))
 
     # An installation that lists a provider which then fails to start: only the session knows.
     monkeypatch.setattr(
