@@ -343,6 +343,7 @@ def check_file(file: Path) -> Sidecar:
     if not file.is_file():
         raise SrkdError(f"there is no exported file {file}; make it with deploy/export.py.")
     sidecar = read_sidecar(file)
+    _check_settings(file, sidecar)
     if sha256(file) != sidecar.engine_sha256:
         raise SrkdError(
             f"{file} is not the file its sidecar describes (its hash differs: it was changed, cut "
@@ -350,6 +351,24 @@ def check_file(file: Path) -> Sidecar:
         )
     _check_verdict(file, sidecar)
     return sidecar
+
+
+def _check_settings(file: Path, sidecar: Sidecar) -> None:
+    """Refuse settings that the opener of the file's engine could not read."""
+    kind = engine_kind(sidecar.engine, sidecar.precision)
+    damage = [
+        f"its setting {key} is {sidecar.settings.get(key)!r}"
+        for key, usual in kind.settings.items()
+        if type(sidecar.settings.get(key)) is not type(usual)
+    ]
+    if sidecar.settings.get("precision", sidecar.precision) != sidecar.precision:
+        damage.append(f"its setting precision is not the {sidecar.precision} of the file")
+    if (kind.source == "built") != (sidecar.build is not None):
+        damage.append(f"engine '{sidecar.engine}' {'with' if sidecar.build else 'without'} a build")
+    if damage:
+        raise SrkdError(
+            f"the sidecar of {file} is damaged ({'; '.join(damage)}). Build it again: {sidecar.rebuild}"
+        )
 
 
 def _check_verdict(file: Path, sidecar: Sidecar) -> None:
@@ -381,7 +400,7 @@ def _check_verdict(file: Path, sidecar: Sidecar) -> None:
 
 
 def check_build(file: Path, sidecar: Sidecar) -> None:
-    """Refuse (exit 3) a built file that another version of its library, or another GPU, was built for."""
+    """Refuse (exit 3) a built file of another version of its library, or for another compute capability."""
     if sidecar.build is None:
         return
     kind = engine_kind(sidecar.engine)
@@ -391,11 +410,11 @@ def check_build(file: Path, sidecar: Sidecar) -> None:
             f"{file} was built by {kind.module} {built}, and this machine has {have}: such files do not "
             f"move between versions. Build it again: {sidecar.rebuild}"
         )
-    here, meant = gpu(), sidecar.build["gpu"]
-    if meant is not None and (here is None or here.name != meant):
+    here, meant = gpu(), sidecar.build["compute_capabilities"]
+    if meant and (here is None or here.capability not in meant):
         raise MissingError(
-            f"{file} was built for {meant}, and this machine has {here or 'no NVIDIA GPU'}. Build it again "
-            f"on the machine that runs it: {sidecar.rebuild}"
+            f"{file} was built on {sidecar.build['gpu']} for compute capability {', '.join(meant)}, and this "
+            f"machine has {here or 'no NVIDIA GPU'}. Build it again on the machine that runs it: {sidecar.rebuild}"
         )
 
 
@@ -428,6 +447,17 @@ def check_input(lr: np.ndarray) -> None:
     if lr.ndim != 4 or lr.shape[1] != 3 or str(lr.dtype) != "float32" or 0 in lr.shape:
         raise SrkdError(
             f"an engine needs float32 (N, 3, h, w) in [0, 1], got {lr.dtype} {tuple(lr.shape)}."
+        )
+
+
+def check_output(sr: np.ndarray, lr: np.ndarray, scale: int, file: Path) -> None:
+    """Refuse what is not (N, 3, scale*h, scale*w) for `lr` (N, 3, h, w)."""
+    n, _, h, w = lr.shape
+    expected = (n, 3, scale * h, scale * w)
+    if sr.shape != expected:
+        raise EngineRunError(
+            f"{file.name} makes {tuple(sr.shape)} of {tuple(lr.shape)}, not {expected} as its record says; "
+            "export it again."
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from deploy.engines import EngineRunError, check_input, first_line
+from deploy.engines import EngineRunError, check_input, check_output, first_line
 from deploy.machine import require
 from deploy.proof import Proof
 from srkd.errors import SrkdError
@@ -61,12 +61,14 @@ class OpenVinoEngine:
     def __call__(self, lr: np.ndarray) -> np.ndarray:
         check_input(lr)
         try:
-            return self._network(lr.shape)([lr])[0]
+            sr: np.ndarray = self._network(lr.shape)([lr])[0]
         except RuntimeError as error:
             raise EngineRunError(
                 f"OpenVINO could not run {self.file.name} on an input of {tuple(lr.shape)}: "
                 f"{first_line(error)}"
             ) from error
+        check_output(sr, lr, self.scale, self.file)
+        return sr
 
     def _network(self, shape: tuple[int, ...]) -> openvino.CompiledModel:
         """Compiled for `shape`; the KEPT_SIZES used last are kept."""

@@ -21,6 +21,7 @@ from deploy.engines import (
     CUDA_PROVIDER,
     EngineRunError,
     check_input,
+    check_output,
     first_line,
     require_provider,
 )
@@ -84,14 +85,16 @@ class OrtEngine:
         check_input(lr)
         try:
             if self.provider == CUDA_PROVIDER:
-                return run_bound(self.session, lr, "cuda")
-            (sr,) = self.session.run(["sr"], {"lr": lr})
+                sr = run_bound(self.session, lr, "cuda")
+            else:
+                sr: np.ndarray = self.session.run(["sr"], {"lr": lr})[0]  # type: ignore[assignment]
         except Exception as error:
             raise EngineRunError(
                 f"ONNX Runtime could not run {self.file.name} on an input of {tuple(lr.shape)}: "
                 f"{first_line(error)}"
             ) from error
-        return sr  # type: ignore[return-value]
+        check_output(sr, lr, self.scale, self.file)
+        return sr
 
     def proof(self, lr: np.ndarray) -> Proof:
         """Read from the profile of one run in a session of its own, opened like this one."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from srkd.errors import SrkdError
 from srkd.files import read_json, write_json
@@ -35,7 +36,8 @@ class Sidecar:
     the file itself where nothing is built. `precision_plan` says what was done to fit the precision:
     {"fp32_islands": blocks kept in float32, "rescale": k}. `settings` are what the engine must be opened
     with (provider, threads). `build` are the facts of a built engine, None for a graph: at least
-    {"library", "version", "gpu": the one it is bound to or None}. `parity` holds the verdict and the
+    {"library", "version", "gpu": the one it was built on or None, "compute_capabilities": those that it
+    runs on, none for any that the library supports}. `parity` holds the verdict and the
     hash of the record in parity.json that it rests on (None for UNVERIFIED and BUILT, NOT VERIFIED).
     """
 
@@ -99,15 +101,44 @@ def read_sidecar(file: Path) -> Sidecar:
         raise SrkdError(
             f"{path} is damaged ({', '.join(damage)} missing or unknown); export again."
         )
+    sidecar = Sidecar(**record)
     try:
-        sidecar = Sidecar(**record)
-        if sidecar.network_facts.scale < 1 or sidecar.verdict not in get_args(Verdict):
-            raise ValueError(f"scale {sidecar.network_facts.scale}, verdict {sidecar.verdict!r}")
-        if sidecar.build is not None and not {"library", "version", "gpu"} <= sidecar.build.keys():
-            raise ValueError("the build says no library, version or GPU")
+        _check_values(sidecar)
     except (TypeError, KeyError, ValueError) as error:
         raise SrkdError(f"{path} is damaged ({error}); export again.") from error
     return sidecar
+
+
+def _check_values(sidecar: Sidecar) -> None:
+    """Raise ValueError, TypeError or KeyError for values that no export writes."""
+    for name, hint in get_type_hints(Sidecar).items():
+        options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if not isinstance(getattr(sidecar, name), tuple(get_origin(t) or t for t in options)):
+            raise ValueError(f"{name} is {getattr(sidecar, name)!r}")
+    facts = sidecar.network_facts
+    if not (_whole(facts.scale, 2) and facts.scale <= 8):
+        raise ValueError(f"scale {facts.scale!r}")
+    if facts.receptive_field_px is not None and not _whole(facts.receptive_field_px):
+        raise ValueError(f"receptive_field_px {facts.receptive_field_px!r}")
+    for key in ("size_multiple", "minimum_px"):
+        if not _whole(getattr(facts, key)):
+            raise ValueError(f"{key} {getattr(facts, key)!r}")
+    for which in ("min", "opt", "max"):
+        size = sidecar.sizes[which]
+        if not (isinstance(size, list) and len(size) == 2 and all(map(_whole, size))):
+            raise ValueError(f"the size {which} is {size!r}, not [h, w]")
+    if sidecar.verdict not in get_args(Verdict):
+        raise ValueError(f"verdict {sidecar.verdict!r}")
+    if "name" not in sidecar.model:
+        raise ValueError("the model has no name")
+    if sidecar.build is not None:
+        facts_of_build = {"library", "version", "gpu", "compute_capabilities"}
+        if missing := sorted(facts_of_build - sidecar.build.keys()):
+            raise ValueError(f"the build says no {', '.join(missing)}")
+
+
+def _whole(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def record_hash(record: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from deploy.engines import (
     CPU_PROVIDER,
     ENGINES,
     PRECISIONS,
+    EngineRunError,
     available,
     check_file,
     engine_kind,
@@ -133,6 +134,10 @@ def test_every_engine_that_opens_a_graph(exported: _Exports) -> None:
         if kind.source == "graph":
             engine = open_engine(name, made.graph.path, 2, engine_settings(name, threads=1))
             assert engine.scale == 2 and engine(lr).shape == (1, 3, 14, 18)
+            engine = open_engine(name, made.graph.path, 3, engine_settings(name, threads=1))
+            told = r"makes \(1, 3, 14, 18\) of \(1, 3, 7, 9\), not \(1, 3, 21, 27\)"
+            with pytest.raises(EngineRunError, match=told):
+                engine(lr)
     with pytest.raises(SrkdError, match=r"runs a network, not a file such as edsr_tiny\.onnx"):
         open_engine("torch", made.graph.path, 2, {})
 
@@ -228,11 +233,6 @@ def test_sidecar_absent_newer_or_damaged(spoilable: Path) -> None:
     with pytest.raises(SrkdError, match=r"damaged.*surprise"):
         load_engine(spoilable)
     sidecar_path(spoilable).write_text(good)
-    for damage in ({"facts": {"scale": "two"}}, {"parity": {"verdict": "FINE"}}, {"build": {}}):
-        change_sidecar(spoilable, **damage)
-        with pytest.raises(SrkdError, match="damaged"):
-            load_engine(spoilable)
-        sidecar_path(spoilable).write_text(good)
     sidecar_path(spoilable).write_text(good[: len(good) // 2])
     with pytest.raises(SrkdError, match="cannot read"):
         load_engine(spoilable)
@@ -242,6 +242,44 @@ def test_sidecar_absent_newer_or_damaged(spoilable: Path) -> None:
     spoilable.unlink()
     with pytest.raises(SrkdError, match="there is no exported file"):
         load_engine(spoilable)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "told"),
+    [
+        ("facts", {"scale": "two"}, r"damaged \(scale 'two'\)"),
+        ("facts", {"scale": 1}, "scale 1"),
+        ("facts", {"scale": 9}, "scale 9"),
+        ("facts", {"receptive_field_px": 0}, "receptive_field_px 0"),
+        ("facts", {"minimum_px": None}, "minimum_px None"),
+        ("facts", {"radius": 1}, "damaged .*radius"),
+        ("parity", {"verdict": "FINE"}, "verdict 'FINE'"),
+        ("parity", None, "parity is None"),
+        ("build", {}, "the build says no compute_capabilities, gpu, library, version"),
+        (
+            "build",
+            {"library": "", "version": "", "gpu": "", "compute_capabilities": []},
+            "'ort' with",
+        ),
+        ("sizes", {"max": [64]}, r"size max is \[64\], not \[h, w\]"),
+        ("sizes", {"min": [16, 16.0]}, "size min"),
+        ("sizes", None, "sizes is None"),
+        ("settings", {"threads": "2"}, "setting threads is '2'.*export\\.py"),
+        ("settings", {"provider": None}, "setting provider is None"),
+        ("settings", {"precision": "fp16"}, "setting precision is not the fp32"),
+        ("engine", ["ort"], r"engine is \['ort'\]"),
+        ("engine", "trt", "setting library is None; .*'trt' without a build"),
+        ("engine", "best", "there is no engine 'best'"),
+        ("precision", "fp8", "not in 'fp8'"),
+        ("model", [], r"model is \[\]"),
+    ],
+)
+def test_values_that_no_export_writes(key: str, values: Any, told: str, spoilable: Path) -> None:
+    held = json.loads(sidecar_path(spoilable).read_text())[key]
+    both = isinstance(held, dict) and isinstance(values, dict)
+    change_sidecar(spoilable, **{key: {**held, **values} if both else values})
+    with pytest.raises(SrkdError, match=told):
+        check_file(spoilable)
 
 
 def test_a_forged_parity_record_is_refused(spoilable: Path) -> None:
@@ -315,15 +353,17 @@ def test_float16_on_the_cpu_proves_little(spoilable: Path) -> None:
 # --- built files ----------------------------------------------------------------------------------
 
 
+BUILD = {"library": "tensorrt", "version": "10.13", "gpu": "A", "compute_capabilities": ["9.0"]}
+
+
 @pytest.fixture
 def built(spoilable: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of the engine `trt`, built by a stand-in of its library, version 10.13, on a GPU named A."""
+    """A file of the engine `trt`, built by a stand-in of its library (`BUILD`)."""
     library = types.ModuleType("tensorrt")
     library.Builder, library.__version__ = object, "10.13"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", library)
     monkeypatch.setattr("deploy.engines.gpu", lambda: Gpu("A", "9.0"))
-    build = {"library": "tensorrt", "version": "10.13", "gpu": "A"}
-    change_sidecar(spoilable, engine="trt", build=build, settings={"library": "tensorrt"})
+    change_sidecar(spoilable, engine="trt", build=BUILD, settings=engine_settings("trt"))
     return spoilable
 
 
@@ -333,8 +373,10 @@ def test_a_built_file_goes_to_its_engine_with_its_build(
     opened: list[Any] = []
     monkeypatch.setattr("deploy.engines.named", lambda _: lambda *given: opened.append(given))
     load_engine(built)
-    build = {"library": "tensorrt", "version": "10.13", "gpu": "A"}
-    assert opened == [(built, 2, {"library": "tensorrt", "built": build})]
+    # Another GPU of the same compute capability runs the same code.
+    monkeypatch.setattr("deploy.engines.gpu", lambda: Gpu("B", "9.0"))
+    load_engine(built)
+    assert opened == [(built, 2, {"library": "tensorrt", "tf32": False, "built": BUILD})] * 2
 
 
 def test_a_built_file_of_another_version(built: Path) -> None:
@@ -349,11 +391,14 @@ def test_a_built_file_of_another_version(built: Path) -> None:
 @pytest.mark.parametrize(
     ("here", "told"),
     [
-        (Gpu("B", "8.0"), r"built for A, and this machine has B \(compute capability 8\.0\)"),
-        (None, "built for A, and this machine has no NVIDIA GPU"),
+        (
+            Gpu("A", "8.0"),
+            r"on A for compute capability 9\.0, .* has A \(compute capability 8\.0\)",
+        ),
+        (None, r"for compute capability 9\.0, and this machine has no NVIDIA GPU"),
     ],
 )
-def test_a_built_file_of_another_gpu(
+def test_a_built_file_of_another_kind_of_gpu(
     here: Gpu | None, told: str, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deploy.engines.gpu", lambda: here)
