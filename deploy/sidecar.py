@@ -8,8 +8,10 @@ report.md             the same, to read
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -19,11 +21,13 @@ from srkd.files import read_json, write_json
 from srkd.types import Facts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 FORMAT = 2
 PARITY_FORMAT = 1
 PARITY_FILE = "parity.json"
+LOCK_FILE = ".lock"
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNVERIFIED", "BUILT, NOT VERIFIED"]
 
@@ -162,14 +166,33 @@ def read_parity(folder: Path) -> dict[str, Any]:
 
 def write_parity(folder: Path, file: str, record: dict[str, Any]) -> dict[str, Any]:
     """Add or replace the record of one file; returns all records of the folder."""
-    records = {**read_parity(folder), file: record}
-    write_json(folder / PARITY_FILE, {"format": PARITY_FORMAT, "files": records})
+    with _alone(folder):
+        records = {**read_parity(folder), file: record}
+        write_json(folder / PARITY_FILE, {"format": PARITY_FORMAT, "files": records})
     return records
 
 
 def drop_parity(folder: Path, file: str) -> dict[str, Any]:
     """Forget the record of a file that is about to be replaced; returns the records that remain."""
-    records = read_parity(folder)
-    if records.pop(file, None) is not None:
-        write_json(folder / PARITY_FILE, {"format": PARITY_FORMAT, "files": records})
+    if not (folder / PARITY_FILE).is_file():
+        return {}
+    with _alone(folder):
+        records = read_parity(folder)
+        if records.pop(file, None) is not None:
+            write_json(folder / PARITY_FILE, {"format": PARITY_FORMAT, "files": records})
     return records
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other export changes parity.json of this folder: the later one would undo the earlier."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("w")
+    except OSError as error:
+        raise SrkdError(
+            f"cannot write to {folder}: {error.strerror or error}. Choose another --out."
+        ) from error
+    with lock:  # closing it releases it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -59,6 +59,7 @@ def test_the_whole_command(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.split()[0] for line in err.splitlines()] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
     folder = run / "deploy"
     assert sorted(p.name for p in folder.iterdir()) == [
+        ".lock",
         "a1_fp32.ort.onnx",
         "a1_fp32.ort.onnx.json",
         "a1_fp32.ort.worst.png",
