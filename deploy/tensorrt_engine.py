@@ -338,9 +338,3 @@ def _type(tensor: dict[str, Any]) -> str:
 
 
 NAMES = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16"}  # as `Proof` has them
-
-
-def half_share(precisions: dict[str, int]) -> float:
-    """Share of FP16 among the layers of `layer_precisions`, 0 to 1."""
-    total = sum(precisions.values())
-    return precisions.get("FP16", 0) / total if total else 0.0

@@ -17,7 +17,7 @@ from tensorrt_stand_in import PLAN, VERSION, HostGpu, StandIn, enlarged
 from deploy.engines import EngineRunError
 from deploy.sizes import parse_sizes
 from deploy.tensorrt_build import build
-from deploy.tensorrt_engine import TensorRTEngine, half_share, layer_precisions, open_tensorrt
+from deploy.tensorrt_engine import TensorRTEngine, layer_precisions, open_tensorrt
 from deploy.tensorrt_library import kernels_file, load_library
 from srkd.errors import CheckFailedError, MissingError, SrkdError
 
@@ -347,8 +347,6 @@ def test_precisions_of_convolutions_and_matrix_products(
     either[1].switch(layers=PROOF)
     found = layer_precisions(engine)
     assert found == {"FP16": 3, "FP32": 1, "BF16": 1}
-    assert half_share(found) == pytest.approx(3 / 5)
-    assert half_share({}) == 0.0
 
 
 def test_an_engine_without_layer_types_proves_nothing(trt: StandIn, tmp_path: Path) -> None:
