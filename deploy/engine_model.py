@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy.engines import engine_kind, load_engine, open_network_engine
-from deploy.places import default_folder
+from deploy.engines import engine_kind, engine_settings, load_engine, open_network_engine
+from deploy.places import GRAPH_SUFFIX, SUFFIXES, default_folder, engine_named
 from deploy.sidecar import read_sidecar, sidecar_path
 from srkd.devices import pick_device
 from srkd.errors import SrkdError
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from deploy.engines import Engine
     from deploy.sidecar import Sidecar
 
-GRAPH = ".onnx"
-EXPORTED = (GRAPH, ".plan")
 TORCH = "torch"
 # What runtimes say when an allocation fails; each raises it as an exception of its own.
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "out of memory", "outofmemory")
@@ -64,47 +62,58 @@ class EngineNetwork(nn.Module):
         return torch.from_numpy(sr.copy()).to(lr.device)
 
 
-def load_any(spec: str | Path, scale: int | None = None, engine: str | None = None) -> LoadedModel:
+def load_any(
+    spec: str | Path, scale: int | None = None, engine: str | None = None, device: str = "auto"
+) -> LoadedModel:
     """Load MODEL as `srkd.models.load_model` does, or an exported file, or the export for `engine`.
 
-    The parity verdict of an exported file is repeated in the notes, and one that failed is refused.
+    `device` is for engines that run the network themselves (torch-compile). The parity verdict of an exported file is repeated in the notes, and one that failed is refused.
     """
     path = Path(spec)
-    if path.suffix in EXPORTED and not path.is_dir():
+    if path.suffix in SUFFIXES and not path.is_dir():
         return _exported(path, scale, engine)
     if engine is None or engine == TORCH:
         return load_model(spec, scale)
     if engine_kind(engine).source == "network":
-        return _through(engine, load_model(spec, scale))
+        return _through(engine, load_model(spec, scale), device)
     return _exported(_find_export(spec, scale, engine), scale, engine)
 
 
-def _through(engine: str, model: LoadedModel) -> LoadedModel:
-    """The network run by another engine than plain torch."""
+def _through(engine: str, model: LoadedModel, device: str) -> LoadedModel:
+    """The network run by another engine than plain torch, on `device` (cpu, cuda, auto)."""
+    settings = engine_settings(engine, device=str(pick_device(device)))
+    opened = open_network_engine(engine, model, settings=settings)
     parameters = sum(p.numel() for p in model.network.parameters())
     return replace(
         model,
-        network=EngineNetwork(open_network_engine(engine, model), feature_channels(model.network)),
+        network=EngineNetwork(opened, feature_channels(model.network)),
         info={**model.info, "engine": engine, "parameters": parameters},
     )
 
 
 def device_for(model: LoadedModel, name: str) -> str:
-    """Device of the tensors given to MODEL: `name` as `pick_device` has it, the CPU for an exported file."""
+    """Device of the tensors given to MODEL: `name` as `pick_device` has it, the CPU for an engine.
+
+    An engine that runs the network was opened on its device by `load_any`; an exported file has its own.
+    """
     if not isinstance(model.network, EngineNetwork):
         return str(pick_device(name))
-    if name != "auto":
+    if name != "auto" and engine_kind(str(model.info["engine"])).source != "network":
         raise SrkdError(
             f"--device {name} does not move {model.name}: an exported file runs on what it was exported for. "
-            "Leave --device out, or give the run folder to run the network there."
+            "Leave --device out, or run the network there: the run folder, with --engine torch."
         )
     return "cpu"
 
 
 def _exported(file: Path, scale: int | None, engine: str | None) -> LoadedModel:
     """An exported file; `engine` other than the one it was verified for is refused."""
+    if engine is not None and engine_kind(engine).source == "network":
+        raise SrkdError(
+            f"{file} is an exported file, and engine '{engine}' runs the network itself; give the run folder "
+            f"with --engine {engine}."
+        )
     if engine is not None and file.is_file() and (own := read_sidecar(file).engine) != engine:
-        engine_kind(engine)
         raise SrkdError(
             f"{file} was exported and checked for engine '{own}', not for '{engine}'; leave --engine out, or "
             f"export the network for it: python deploy/export.py MODEL --engine {engine}"
@@ -138,7 +147,7 @@ def _limits(sidecar: Sidecar, channels: int) -> Limits:
     TensorRT counts the elements of a convolution's tensors with 32 bits ("Volume Limits" of its operator
     reference), so the largest size is cut to what `largest_tile` allows.
     """
-    if Path(sidecar.file).suffix == GRAPH:
+    if Path(sidecar.file).suffix == GRAPH_SUFFIX:
         return ANY_SIZE
     smallest, largest = (sidecar.sizes[which] for which in ("min", "max"))
     countable = largest_tile(sidecar.network_facts, channels)
@@ -148,14 +157,17 @@ def _limits(sidecar: Sidecar, channels: int) -> Limits:
 
 
 def _find_export(spec: str | Path, scale: int | None, engine: str) -> Path:
-    """The only file that `deploy/export.py` left for this engine in its default folder."""
+    """The only file that `deploy/export.py` left for this engine in its default folder.
+
+    Names tell the engine, so that a damaged record of another file stands in nobody's way.
+    """
     kind = engine_kind(engine)
     model = load_model(spec, scale)
     folder = default_folder(model)
     found = [
         file
         for file in sorted(folder.glob(f"*{kind.suffix}"))
-        if sidecar_path(file).is_file() and read_sidecar(file).engine == engine
+        if engine_named(file) == engine and sidecar_path(file).is_file()
     ]
     if len(found) > 1:
         raise SrkdError(

@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy.engines import ENGINES
+
 if TYPE_CHECKING:
     from deploy.engines import EngineKind
     from srkd.loaded import LoadedModel
+
+
+GRAPH_SUFFIX = ENGINES["onnx"].suffix
+SUFFIXES = {kind.suffix for kind in ENGINES.values()} - {""}
 
 
 def default_folder(model: LoadedModel) -> Path:
@@ -43,3 +49,12 @@ def own_part(engine: str, kind: EngineKind, device: str | None = None) -> str:
         if engine == "onnx"
         else f".{engine}" + (f"-{device}" if device not in (None, usual) else "")
     )
+
+
+def engine_named(file: Path) -> str | None:
+    """The engine that a file name of `export_file` tells: name_fp32.ort-cuda.onnx is of ort, None of none."""
+    for name, kind in ENGINES.items():
+        parts = {own_part(name, kind, device) for device in kind.runs} - {""}
+        if kind.suffix and parts and file.name.endswith(tuple(p + kind.suffix for p in parts)):
+            return name
+    return "onnx" if file.suffix == GRAPH_SUFFIX else None

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.difference import difference
 from deploy.engines import (
-    ENGINES,
     check_build,
     check_file,
     engine_kind,
@@ -23,7 +22,7 @@ from deploy.engines import (
     opened_with,
 )
 from deploy.environment import PeakMemory, affinity
-from deploy.places import default_folder, export_file
+from deploy.places import SUFFIXES, default_folder, export_file
 from deploy.sidecar import read_parity
 from deploy.torch_engines import TorchEngine
 from srkd.errors import CheckFailedError, SrkdError
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from deploy.sidecar import Sidecar
     from srkd.loaded import LoadedModel
     from srkd.types import Facts
-
-SUFFIXES = {kind.suffix for kind in ENGINES.values()} - {""}
 
 
 @dataclass(frozen=True)

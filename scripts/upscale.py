@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs, others = plan_jobs(
         args.input, args.output, keep_format=args.keep_format, overwrite=args.overwrite
     )
-    model = load_any(args.model, args.scale, args.engine)
+    model = load_any(args.model, args.scale, args.engine, args.device)
     device = device_for(model, args.device)
     for note in model.notes:
         print(f"note: {args.model}: {note}", file=sys.stderr)

@@ -14,6 +14,7 @@ import torch
 from deploy.engine_model import EngineNetwork, device_for, load_any
 from deploy.engines import EngineRunError
 from deploy.export import export
+from deploy.places import engine_named
 from deploy.sidecar import read_sidecar, sidecar_path
 from deploy.sizes import parse_sizes
 from scripts.evaluate import main as evaluate_main
@@ -27,6 +28,8 @@ from srkd.types import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from srkd.loaded import LoadedModel
 
 SCALE = 2
 
@@ -91,11 +94,62 @@ def test_the_engine_of_a_run_folder(run: Path, file: Path, tmp_path: Path) -> No
     with pytest.raises(SrkdError, match=r"x2 network, but x3"):
         load_any(file, 3)
     shutil.copytree(run, tmp_path / "two")
-    copied(file, tmp_path / "two" / "deploy", "other_fp32.onnx")
+    copied(file, tmp_path / "two" / "deploy", "other_fp32.ort-cuda.onnx")
     with pytest.raises(
-        SrkdError, match=r"several files.*\(other_fp32\.onnx, tiny_fp32\.ort\.onnx\)"
+        SrkdError, match=r"several files.*\(other_fp32\.ort-cuda\.onnx, tiny_fp32\.ort\.onnx\)"
     ):
         load_any(tmp_path / "two", engine="ort")
+
+
+def test_a_damaged_record_of_another_engine_is_in_nobody_s_way(
+    run: Path, file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "two")
+    for name in ("tiny_fp32.onnx", "tiny_fp32.openvino.onnx"):
+        other = copied(file, tmp_path / "two" / "deploy", name)
+        sidecar_path(other).write_text("{")
+    assert load_any(tmp_path / "two", engine="ort").source.name == file.name
+    with pytest.raises(SrkdError, match=r"cannot read .*tiny_fp32\.openvino\.onnx\.json"):
+        load_any(tmp_path / "two", engine="openvino")
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("a_fp32.onnx", "onnx"),
+        ("a.ort_fp32.onnx", "onnx"),
+        ("a_fp16.ort.onnx", "ort"),
+        ("a_fp16.ort-cuda.onnx", "ort"),
+        ("a_bf16.openvino.onnx", "openvino"),
+        ("a_fp16.trt.plan", "trt"),
+        ("a_fp16.trt-rtx.plan", "trt-rtx"),
+        ("a_fp16.plan", None),
+    ],
+)
+def test_the_engine_that_a_name_tells(name: str, engine: str | None, tmp_path: Path) -> None:
+    assert engine_named(tmp_path / name) == engine
+
+
+def test_an_engine_of_networks_is_opened_on_its_device(
+    run: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+
+    def fake(engine: str, model: LoadedModel, settings: dict[str, Any]) -> Short:
+        opened.append((engine, settings))
+        return Short()
+
+    monkeypatch.setattr("deploy.engine_model.open_network_engine", fake)
+    monkeypatch.setattr("deploy.engine_model.pick_device", lambda name: torch.device(name))
+    for device in ("cpu", "cuda"):
+        model = load_any(run, engine="torch-compile", device=device)
+        assert device_for(model, device) == "cpu"  # of the tensors that the engine is given
+    assert opened == [("torch-compile", {"device": d, "threads": 0}) for d in ("cpu", "cuda")]
+    with pytest.raises(SrkdError, match="runs on cpu or cuda, not on 'cuda:1'"):
+        load_any(run, engine="torch-compile", device="cuda:1")
+    for engine in ("torch", "torch-compile"):
+        with pytest.raises(SrkdError, match=f"give the run folder with --engine {engine}"):
+            load_any(file, engine=engine)
 
 
 def test_requests_that_a_file_cannot_meet(file: Path, tmp_path: Path) -> None:
@@ -105,7 +159,9 @@ def test_requests_that_a_file_cannot_meet(file: Path, tmp_path: Path) -> None:
         load_any(tmp_path / "none.onnx")
     model = load_any(file)
     assert device_for(model, "auto") == "cpu"
-    with pytest.raises(SrkdError, match="--device cpu does not move tiny_fp32"):
+    with pytest.raises(
+        SrkdError, match=r"--device cpu does not move tiny_fp32.*with --engine torch\."
+    ):
         device_for(model, "cpu")
     failed = {**read_sidecar(file).parity, "verdict": "FAIL", "record_sha256": "0" * 64}
     with pytest.raises(CheckFailedError, match="FAILED its parity check"):
