@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from deploy.machine import absence, cpp_compiler, gpu, require
 from deploy.sidecar import PARITY_FILE, read_parity, read_sidecar, record_hash
+from deploy.tensorrt_library import LIBRARIES
 from srkd.errors import CheckFailedError, MissingError, SrkdError, nearest
 from srkd.files import sha256
 
@@ -226,11 +227,15 @@ def require_provider(library: ModuleType, provider: str, purpose: str) -> None:
 
 
 class Available(NamedTuple):
-    """What an engine can do here: its precisions on the devices there are, or the reason why nothing."""
+    """What an engine can do here: its precisions on the devices there are, or the reason why nothing.
+
+    `builds`: a file for it can be built here, even where it cannot run; False where nothing is built.
+    """
 
     name: str
     precisions: tuple[str, ...]
     reason: str | None
+    builds: bool
 
 
 def available() -> list[Available]:
@@ -242,14 +247,17 @@ def available() -> list[Available]:
     found = []
     for name, kind in ENGINES.items():
         here = [p for p in PRECISIONS if any(p in kind.runs.get(d, ()) for d in devices)]
-        reason = absence(kind.module)
+        reason, builds = absence(kind.module), False
         if reason is not None:
             reason = f"{reason}; install it: {kind.install}"
-        elif not here:
-            reason = f"it runs on {_either(kind.runs)}, and no NVIDIA GPU was found"
+        elif kind.source == "built":
+            builds = bool(here) or LIBRARIES[kind.settings["library"]].portable
+            if not here:
+                runs = "builds here, runs on" if builds else "it builds and runs on"
+                reason = f"{runs} {_either(kind.runs)}, and no NVIDIA GPU was found"
         elif name == "torch-compile" and "cuda" not in devices and cpp_compiler() is None:
             reason = "it needs a C++ compiler on the CPU; install g++"
-        found.append(Available(name, () if reason else tuple(here), reason))
+        found.append(Available(name, () if reason else tuple(here), reason, builds))
     return found
 
 

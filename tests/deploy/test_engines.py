@@ -149,17 +149,24 @@ def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.engines.cpp_compiler", lambda: None)
     found = {line.name: line for line in available()}
     assert list(found) == list(ENGINES)
-    assert found["openvino"] == ("openvino", ("fp32", "fp16", "bf16"), None)
+    assert found["openvino"] == ("openvino", ("fp32", "fp16", "bf16"), None, False)
     assert found["torch"].precisions == ("fp32", "bf16")
     assert found["torch-compile"].precisions == ()
     assert "C++ compiler" in str(found["torch-compile"].reason)
     assert str(found["trt"].reason).startswith("tensorrt is not installed; install it: pip install")
-    assert found["trt-rtx"].reason == "it runs on cuda, and no NVIDIA GPU was found"
+    told = "builds here, runs on cuda, and no NVIDIA GPU was found"
+    assert found["trt-rtx"] == ("trt-rtx", (), told, True) and not found["trt"].builds
+
+    absent.clear()
+    (found_trt,) = (line for line in available() if line.name == "trt")
+    told = "it builds and runs on cuda, and no NVIDIA GPU was found"
+    assert found_trt == ("trt", (), told, False)
 
     monkeypatch.setattr("deploy.engines.gpu", lambda: Gpu("NVIDIA A", "8.6"))
     found = {line.name: line for line in available()}
     assert found["torch"].precisions == ("fp32", "fp16", "bf16")
-    assert found["trt-rtx"] == ("trt-rtx", ("fp32", "fp16"), None)
+    assert found["trt-rtx"] == ("trt-rtx", ("fp32", "fp16"), None, True)
+    assert found["trt"] == ("trt", ("fp32", "fp16"), None, True)
     assert found["torch-compile"].reason is None  # on CUDA it brings its own compiler
 
 
