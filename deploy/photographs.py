@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploy.inputs import PHOTOGRAPHS, Photo
+from deploy.records import BUILTIN
 from srkd.data.builtin import LICENCES, training_images
 from srkd.data.degradation import downscale_uint8
 from srkd.data.sets import open_set
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-BUILTIN = "builtin"
 SIDE_PX = 192  # LR side beyond which a training photograph is cut before it is made smaller
 
 

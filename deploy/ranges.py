@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deploy.islands import HALF_MAX
 from srkd.errors import SrkdError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from deploy.inputs import Input
 
-HALF_MAX = 65504.0
 SMALLEST_NORMAL = 2.0**-14
 ROUNDS_TO_ZERO = 2.0**-25
 OUTSIDE = "forward"  # operators of the network's own forward, outside every block

@@ -31,7 +31,8 @@ import torch
 from torch import nn
 
 from deploy.difference import difference, worst_of
-from deploy.ranges import HALF_MAX, BlockRange, audit
+from deploy.islands import HALF_MAX
+from deploy.ranges import BlockRange, audit
 from deploy.verdict import EdgeResult, Gate, judge
 from srkd.errors import SrkdError
 from srkd.networks.base import MeanShift

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from deploy.inputs import window
-from deploy.photographs import BUILTIN, load_photographs
+from deploy.photographs import load_photographs
+from deploy.records import BUILTIN
 from deploy.speed import (
     CudaEvents,
     Limits,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from deploy import audit as command
 from deploy.inputs import Input, patterns
-from deploy.ranges import HALF_MAX, BlockRange, audit, block_names, table
+from deploy.islands import HALF_MAX
+from deploy.ranges import BlockRange, audit, block_names, table
 from deploy.rescale import (
     ALLOWED,
     RESCALERS,
