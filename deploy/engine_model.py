@@ -67,7 +67,8 @@ def load_any(
 ) -> LoadedModel:
     """Load MODEL as `srkd.models.load_model` does, or an exported file, or the export for `engine`.
 
-    `device` is for engines that run the network themselves (torch-compile). The parity verdict of an exported file is repeated in the notes, and one that failed is refused.
+    `device` is for engines that run the network themselves (torch-compile); an exported file has its own. Its
+    parity verdict is repeated in the notes, and one that failed is refused.
     """
     path = Path(spec)
     if path.suffix in SUFFIXES and not path.is_dir():

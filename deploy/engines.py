@@ -402,7 +402,7 @@ def _check_verdict(file: Path, sidecar: Sidecar) -> None:
         )
     if record["verdict"] != sidecar.verdict:
         raise SrkdError(
-            f"the sidecar of {file} says {sidecar.verdict} and the parity record that this rests on "
+            f"the sidecar of {file} says {sidecar.verdict}, and the parity record that this rests on says "
             f"{record['verdict']}. Build it again: {sidecar.rebuild}"
         )
 

@@ -43,12 +43,10 @@ def export_file(
 
 def own_part(engine: str, kind: EngineKind, device: str | None = None) -> str:
     """What the name of an exported file says of its engine: nothing for onnx, .ort, .ort-cuda."""
+    if engine == "onnx":
+        return ""
     usual = next(iter(kind.runs))
-    return (
-        ""
-        if engine == "onnx"
-        else f".{engine}" + (f"-{device}" if device not in (None, usual) else "")
-    )
+    return f".{engine}" if device in (None, usual) else f".{engine}-{device}"
 
 
 def engine_named(file: Path) -> str | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from srkd.errors import SrkdError
 from srkd.files import read_json, write_json
-from srkd.types import Facts
+from srkd.types import Facts, OutputRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ class Sidecar:
     with (provider, threads). `build` are the facts of a built engine, None for a graph: at least
     {"library", "version", "gpu": the one it was built on or None, "compute_capabilities": those that it
     runs on, none for any that the library supports}. `parity` holds the verdict and the
-    hash of the record in parity.json that it rests on (None for UNVERIFIED and BUILT, NOT VERIFIED).
+    hash of the record in parity.json that it rests on (None for UNVERIFIED).
     """
 
     engine: str
@@ -127,6 +127,10 @@ def _check_values(sidecar: Sidecar) -> None:
     for key in ("size_multiple", "minimum_px"):
         if not _whole(getattr(facts, key)):
             raise ValueError(f"{key} {getattr(facts, key)!r}")
+    if not isinstance(facts.exact_tiling, bool):
+        raise ValueError(f"exact_tiling {facts.exact_tiling!r}")
+    if facts.output_range not in get_args(OutputRange):
+        raise ValueError(f"output_range {facts.output_range!r}")
     for which in ("min", "opt", "max"):
         size = sidecar.sizes[which]
         if not (isinstance(size, list) and len(size) == 2 and all(map(_whole, size))):
@@ -135,10 +139,15 @@ def _check_values(sidecar: Sidecar) -> None:
         raise ValueError(f"verdict {sidecar.verdict!r}")
     if "name" not in sidecar.model:
         raise ValueError("the model has no name")
+    if not isinstance(sidecar.model.get("arguments"), dict | None):
+        raise ValueError(f"the model's arguments are {sidecar.model['arguments']!r}")
     if sidecar.build is not None:
         facts_of_build = {"library", "version", "gpu", "compute_capabilities"}
         if missing := sorted(facts_of_build - sidecar.build.keys()):
             raise ValueError(f"the build says no {', '.join(missing)}")
+        meant = sidecar.build["compute_capabilities"]
+        if not (isinstance(meant, list) and all(isinstance(c, str) for c in meant)):
+            raise ValueError(f"the build's compute_capabilities are {meant!r}")
 
 
 def _whole(value: object, least: int = 1) -> bool:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     from tests.deploy.conftest import _Exports
 
+BUILD = {"library": "tensorrt", "version": "10.13", "gpu": "A", "compute_capabilities": ["9.0"]}
+
 
 def image(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).random(shape, dtype=np.float32)
@@ -259,6 +261,8 @@ def test_sidecar_absent_newer_or_damaged(spoilable: Path) -> None:
         ("facts", {"scale": 9}, "scale 9"),
         ("facts", {"receptive_field_px": 0}, "receptive_field_px 0"),
         ("facts", {"minimum_px": None}, "minimum_px None"),
+        ("facts", {"exact_tiling": "yes"}, "exact_tiling 'yes'"),
+        ("facts", {"output_range": "0..255"}, "output_range '0..255'"),
         ("facts", {"radius": 1}, "damaged .*radius"),
         ("parity", {"verdict": "FINE"}, "verdict 'FINE'"),
         ("parity", None, "parity is None"),
@@ -278,6 +282,8 @@ def test_sidecar_absent_newer_or_damaged(spoilable: Path) -> None:
         ("engine", "trt", "setting library is None; .*'trt' without a build"),
         ("engine", "best", "there is no engine 'best'"),
         ("precision", "fp8", "not in 'fp8'"),
+        ("build", {**BUILD, "compute_capabilities": [9]}, r"capabilities are \[9\]"),
+        ("model", {"arguments": [64]}, r"arguments are \[64\]"),
         ("model", [], r"model is \[\]"),
     ],
 )
@@ -315,7 +321,7 @@ def change_verdict(file: Path, verdict: str) -> None:
 def test_a_verdict_other_than_the_record_s_is_refused(measured: str, spoilable: Path) -> None:
     change_verdict(spoilable, measured)
     change_sidecar(spoilable, parity={**read_sidecar(spoilable).parity, "verdict": "PASS"})
-    told = rf"says PASS and the parity record that this rests on {measured}.*export\.py"
+    told = rf"says PASS, and the parity record that this rests on says {measured}.*export\.py"
     with pytest.raises(SrkdError, match=told):
         check_file(spoilable)
 
@@ -358,9 +364,6 @@ def test_float16_on_the_cpu_proves_little(spoilable: Path) -> None:
 
 
 # --- built files ----------------------------------------------------------------------------------
-
-
-BUILD = {"library": "tensorrt", "version": "10.13", "gpu": "A", "compute_capabilities": ["9.0"]}
 
 
 @pytest.fixture
