@@ -143,9 +143,6 @@ def export(
     `quiet`.
     """
     kind = _kind(engine, precision, device)
-    # The graph alone needs no runtime; whatever is opened or verified here does, and so does a fp16 plan.
-    if parity or engine != "onnx" or precision != "fp32":
-        require_engine(engine)
     if kind.source == "built":
         from deploy.tensorrt_build import target_of
 
@@ -155,12 +152,15 @@ def export(
             f"--threads belongs to engines bound to a CPU (ort, openvino); '{engine}' has none, leave it out."
         )
     settings = engine_settings(engine, precision, device, threads)
+    # The graph alone needs no runtime; whatever is opened or verified here does, and so does a fp16 plan.
+    if parity or engine != "onnx" or precision != "fp32":
+        require_engine(engine, settings)
     loaded = _load(model, scale)
     facts = loaded.facts
     check_sizes(sizes, facts, loaded.name)
     folder = out or default_folder(loaded)
     request = Request(engine, precision, sizes, folder, data, threads, device)
-    file = export_file(folder, loaded.name, engine, precision, kind)
+    file = export_file(folder, loaded.name, engine, precision, kind, device)
     _refuse_existing(file, overwrite)
     half = precision == "fp16" and not kind.rounds
     stages = Stages(quiet, half=half, built=kind.source == "built")
