@@ -84,8 +84,9 @@ def benchmark(
         pictures,
         to_floats,
     )
-    from deploy.subjects import open_targets
+    from deploy.subjects import checked, open_targets
 
+    targets = checked(targets, engines, scale)
     line = StatusLine(quiet=quiet)
     others = others or Others()
     limits = limits or Limits()

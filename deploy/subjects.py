@@ -20,6 +20,7 @@ from deploy.engines import (
     open_engine,
     open_network_engine,
     opened_with,
+    require_engine,
 )
 from deploy.environment import PeakMemory, affinity
 from deploy.places import SUFFIXES, default_folder, export_file
@@ -145,11 +146,7 @@ def open_file(file: Path, lr: np.ndarray, threads: int = 0, engine: str | None =
             f"{file} was exported and verified for engine {sidecar.engine}, but {engine} was asked for; export the "
             f"model with --engine {engine}."
         )
-    if sidecar.verdict != "PASS":
-        raise CheckFailedError(
-            f"{file} is not measured: its parity verdict is {sidecar.verdict}, and the speed of an engine that may "
-            f"give another picture is no result. Verify it: {sidecar.rebuild}"
-        )
+    check_verdict(file, sidecar)
     check_build(file, sidecar)
     settings = opened_with(sidecar)
     if threads and "threads" in settings:
@@ -256,6 +253,34 @@ def compared(reference: np.ndarray, sr: np.ndarray) -> dict[str, Any]:
         "psnr_db": found.to_json()["psnr_db"],
         "against": "torch fp32, CPU, on one photograph",
     }
+
+
+def checked(
+    targets: Sequence[str | Path | LoadedModel],
+    engines: Sequence[tuple[str, str]],
+    scale: int | None = None,
+) -> list[Path | LoadedModel]:
+    """The targets, models loaded; what cannot be measured is refused before anything is waited for."""
+    for engine, precision in engines:
+        engine_kind(engine, precision)
+        require_engine(engine)
+    found: list[Path | LoadedModel] = []
+    for target in targets:
+        if isinstance(target, str | Path) and is_exported(target):
+            check_verdict(Path(target), check_file(Path(target)))
+            found.append(Path(target))
+        else:
+            found.append(load_model(target, scale) if isinstance(target, str | Path) else target)
+    return found
+
+
+def check_verdict(file: Path, sidecar: Sidecar) -> None:
+    """Refuse a file whose parity was not proved."""
+    if sidecar.verdict != "PASS":
+        raise CheckFailedError(
+            f"{file} is not measured: its parity verdict is {sidecar.verdict}, and the speed of an engine that may "
+            f"give another picture is no result. Verify it: {sidecar.rebuild}"
+        )
 
 
 def open_targets(
