@@ -130,7 +130,8 @@ class _Tally:
         self.weights = self.subnormal = 0
 
     def store(self, values: Tensor, operation: str, picture: str) -> None:
-        size = values.abs()
+        # Minus infinity is no overflow but how attention is masked, and float16 holds it.
+        size = values.masked_fill(values == -math.inf, 0).abs()
         self._extend(size, operation, picture)
         self.values += int(size.count_nonzero())
         self.flushed += int(((size > 0) & (size <= ROUNDS_TO_ZERO)).sum())

@@ -292,6 +292,17 @@ def test_logits_of_an_attention_count() -> None:
     assert (found.block, found.largest) == ("0", 3e4)
 
 
+def test_a_mask_of_minus_infinity_does_not_count() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.flatten(2).transpose(1, 2)
+            mask = torch.eye(rows.shape[1], dtype=torch.bool)
+            return F.scaled_dot_product_attention(rows, rows, rows, attn_mask=mask, scale=1.0)
+
+    (found,) = audit(nn.Sequential(Masked()), [ones(100.0)])
+    assert (found.block, found.largest) == ("0", 3e4)
+
+
 def test_values_that_are_not_finite_are_infinite() -> None:
     class Root(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
