@@ -10,19 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploy.comparison import RefusedError, compare
+from deploy.comparison import RefusedError, compare, without_lost_patterns
 from deploy.engines import CPU_PROVIDER
 from deploy.ort_engine import OrtEngine
-from deploy.verdict import EdgeResult, judge
+from deploy.verdict import EdgeResult, Gate, judge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploy.comparison import Comparison, Task
+    from deploy.comparison import Comparison, Float32, Task
     from deploy.engines import Engine
     from deploy.inputs import Input
     from deploy.proof import ProvableEngine
-    from deploy.verdict import Gate, Status
+    from deploy.verdict import Status
     from srkd.types import Facts
 
 
@@ -38,11 +38,12 @@ def check_engine(
     inputs: Sequence[Input],
     gate: Gate,
     precision: str = "fp32",
+    float32: Float32 | None = None,
 ) -> EdgeResult:
     """E3: the graph in ONNX Runtime on the CPU (`graph`) against `engine`, which opened or was built from it.
 
-    `gate` is that of `gate_name(precision)`. ONNX Runtime on the CPU is what the engine is compared with, so
-    for itself there is nothing to compare.
+    `gate` is that of `gate_name(precision)`; what `float32` itself loses on patterns is forgiven. ONNX Runtime
+    on the CPU is what the engine is compared with, so for itself there is nothing to compare.
     """
     if isinstance(engine, OrtEngine) and engine.provider == CPU_PROVIDER:
         reason = "the engine is ONNX Runtime on the CPU itself, so E1 covers it"
@@ -57,7 +58,9 @@ def check_engine(
     except RefusedError as refused:
         return EdgeResult("E3", "FAIL", str(refused), rows=refused.rows)
     proof = engine.proof(inputs[0].lr)
+    found, lost = without_lost_patterns(found, _pattern_gate(gate), float32)
     status, reason = judge_pictures(found, gate)
+    reason += lost
     mismatch = proof.mismatch(precision, gate.least_share or 0.0)
     if mismatch is None:
         reason = f"{reason}; convolutions and matrix products: {proof}"
@@ -73,20 +76,20 @@ def judge_pictures(found: Comparison, gate: Gate) -> tuple[Status, str]:
     The bound on parity rises with the network: 25 dB above its own PSNR costs at most 0.014 dB of it. It
     holds for photographs; on patterns a network has no PSNR of its own.
     """
-    task, judged = found.task, found.relative
+    task, judged = found.task, found
     if found.numbers.nonfinite:
         return judge(found.numbers, gate)
     if gate.pass_task_margin_db is not None and task is not None:
         need = max(gate.pass_psnr_db or 0.0, task.torch_db + gate.pass_task_margin_db)
         gate = replace(gate, pass_psnr_db=need)
-        judged = found.relative_by_kind["photograph"]
-    status, reason = judge(judged, gate)
+        judged = found.only("photograph")
+    status, reason = judge(judged.relative, gate)
     if gate.pass_psnr_db is None:
-        reason = f"PSNR {judged.psnr_db:.1f} dB, which is not judged"
-    patterns = found.relative_by_kind.get("pattern")
-    least = gate.fail_pattern_psnr_db
-    if least is not None and patterns is not None and patterns.psnr_db < least:
-        told = f"{patterns.worst.input}: PSNR {patterns.psnr_db:.1f} dB (need {least:.0f} dB)"
+        reason = f"PSNR {judged.relative.psnr_db:.1f} dB, which is not judged"
+    least, patterns = gate.fail_pattern_psnr_db, found.only("pattern")
+    if least is not None and patterns.parts and patterns.relative.psnr_db < least:
+        worst = min(patterns.parts, key=lambda part: part.relative.psnr_db)
+        told = f"{worst.item.name}: PSNR {worst.relative.psnr_db:.1f} dB (need {least:.0f} dB)"
         return "FAIL", f"{told}; {reason}"
     if gate.pass_task_delta_db is None:
         return status, reason
@@ -94,6 +97,14 @@ def judge_pictures(found: Comparison, gate: Gate) -> tuple[Status, str]:
         said = "the cost is unknown, because no photograph came with its original: choose a set with --data"
         return _worse(status, "INCONCLUSIVE"), f"{reason}; {said}"
     return _worse(status, _judge_task(task, gate)), f"{reason}; task {task.delta_db:+.4f} dB"
+
+
+def _pattern_gate(gate: Gate) -> Gate:
+    """What patterns are held to: the gate itself, or their own bound where it has one."""
+    least = gate.fail_pattern_psnr_db
+    if least is None:
+        return gate
+    return Gate(pass_psnr_db=least, fail_psnr_db=least, float32_errors=gate.float32_errors)
 
 
 def _judge_task(task: Task, gate: Gate) -> Status:

@@ -282,10 +282,13 @@ def _verify(
     photos: list[Photo],
     stages: Stages,
 ) -> Parity:
+    import onnx
+
     from deploy.emulation import HalfEmulation
+    from deploy.half import spoiled_constants
     from deploy.ort_engine import OrtEngine
     from deploy.parity import Chain, verify
-    from deploy.torch_engines import TorchEngine
+    from deploy.torch_engines import DoubleTorchEngine, TorchEngine
 
     scale, threads = loaded.scale, made.request.threads
     rescaled = made.plan.rescale > 1
@@ -298,6 +301,10 @@ def _verify(
         deployed=TorchEngine(made.network, scale) if rescaled else None,
         as_trained=made.plan.reason,
         half=None if made.half is None else HalfEmulation(made.half, scale, threads),
+        spoiled=()
+        if made.half is None
+        else tuple(spoiled_constants(onnx.load(made.graph32), made.half)),
+        exact=DoubleTorchEngine(loaded.network, scale),
     )
     return verify(chain, loaded.facts, inputs, photos, progress=stages.show)
 

@@ -96,6 +96,23 @@ class TorchEngine:
             yield
 
 
+class DoubleTorchEngine(TorchEngine):
+    """The network in float64, its result rounded to float32: what tells how much float32 loses."""
+
+    def __init__(self, network: nn.Module, scale: int) -> None:
+        super().__init__(network, scale)
+        self.network.double()
+
+    def run(self, lr: Tensor) -> Tensor:
+        try:
+            return super().run(lr.double())
+        except RuntimeError as error:
+            raise EngineRunError(
+                f"the network cannot run in float64 ({first_line(error)}), so it is not known how much "
+                "float32 loses; make its constants follow the type of its input."
+            ) from error
+
+
 class CompiledTorchEngine(TorchEngine):
     """The same through torch.compile. The first pictures of new sizes take seconds to a minute."""
 

@@ -47,6 +47,7 @@ class Gate:
     `pass_task_margin_db`  parity must exceed the network's own PSNR against HR by this much
     `pass_task_delta_db`   what the engine may change of that PSNR; a loss is negative
     `fail_pattern_psnr_db` parity on patterns, where photographs alone are held to the PSNR above
+    `float32_errors`       how many times float32's own error, on patterns, no edge counts as a fault
     `least_share`          share of convolutions and matrix products in the precision asked for
     """
 
@@ -60,6 +61,7 @@ class Gate:
     pass_task_delta_db: float | None = None
     fail_task_delta_db: float | None = None
     fail_pattern_psnr_db: float | None = None
+    float32_errors: float | None = None
     least_share: float | None = None
 
 
