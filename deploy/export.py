@@ -171,7 +171,7 @@ def export(
         from deploy.photographs import load_photographs
 
         photos = load_photographs(data, loaded.scale)
-        inputs = build_inputs(photos, sizes, facts)
+        inputs = build_inputs(photos, sizes, facts, built=kind.source == "built")
     make_folder(folder)  # before anything takes long
     millions = sum(p.numel() for p in loaded.network.parameters()) / 1e6
     stages.done(
@@ -289,8 +289,9 @@ def _verify(
     from deploy.ort_engine import OrtEngine
     from deploy.parity import Chain, verify
     from deploy.torch_engines import DoubleTorchEngine, TorchEngine
+    from srkd.types import ANY_SIZE, Limits
 
-    scale, threads = loaded.scale, made.request.threads
+    scale, threads, sizes = loaded.scale, made.request.threads, made.request.sizes
     rescaled = made.plan.rescale > 1
     chain = Chain(
         trained=TorchEngine(loaded.network, scale),
@@ -298,6 +299,7 @@ def _verify(
         engine=opened,
         precision=precision,
         absent=absent,
+        limits=ANY_SIZE if made.build is None else Limits(sizes.smallest, sizes.largest),
         deployed=TorchEngine(made.network, scale) if rescaled else None,
         as_trained=made.plan.reason,
         half=None if made.half is None else HalfEmulation(made.half, scale, threads),

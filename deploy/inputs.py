@@ -69,7 +69,7 @@ def crop_pair(photo: Photo, h: int, w: int, scale: int) -> Input:
     return Input(name, "photograph", lr, np.ascontiguousarray(hr))
 
 
-def odd_size(sizes: Sizes, facts: Facts) -> tuple[int, int]:
+def odd_size(sizes: Sizes, facts: Facts, *, built: bool = False) -> tuple[int, int]:
     """A size inside the declared ones that suits no grid: odd, unequal, off the network's multiple.
 
     Where the declared sizes leave no such choice, the nearest to it.
@@ -84,14 +84,17 @@ def odd_size(sizes: Sizes, facts: Facts) -> tuple[int, int]:
         ]
         return min(valid, key=lambda v: abs(v - middle), default=middle)
 
-    (low_h, low_w), (high_h, high_w) = sizes.smallest, bounded(sizes.usual)
+    least = sizes.smallest if built else (1, 1)
+    (low_h, low_w), (high_h, high_w) = sizes.smallest, bounded(sizes.usual, least=least)
     h = pick(min(low_h, high_h), high_h, avoid=0)
     return h, pick(min(low_w, high_w), high_w, avoid=h)
 
 
-def bounded(size: tuple[int, int], limit: int = CHECKED_PX) -> tuple[int, int]:
-    """The size with each side cut to what is affordable to check."""
-    return min(size[0], limit), min(size[1], limit)
+def bounded(
+    size: tuple[int, int], limit: int = CHECKED_PX, least: tuple[int, int] = (1, 1)
+) -> tuple[int, int]:
+    """The size with each side cut to what is affordable to check, but not below `least`."""
+    return max(min(size[0], limit), least[0]), max(min(size[1], limit), least[1])
 
 
 def spread(items: Sequence[Photo], n: int) -> list[Photo]:
@@ -101,23 +104,26 @@ def spread(items: Sequence[Photo], n: int) -> list[Photo]:
     return [items[i * len(items) // n] for i in range(n)]
 
 
-def build_inputs(photos: Sequence[Photo], sizes: Sizes, facts: Facts) -> list[Input]:
+def build_inputs(
+    photos: Sequence[Photo], sizes: Sizes, facts: Facts, *, built: bool = False
+) -> list[Input]:
     """Every picture that edge E1 runs on, photographs first.
 
     All photographs at the usual and the smallest size, two at an odd size, one at the largest, two as a
-    batch; then patterns and noise at the odd size.
+    batch; then patterns and noise at the odd size. A graph runs smaller pictures than were declared, which
+    keeps the check short; an engine that was `built` for these sizes does not.
     """
-    usual, odd = bounded(sizes.usual), odd_size(sizes, facts)
+    least = sizes.smallest if built else (1, 1)
+    usual, odd = bounded(sizes.usual, least=least), odd_size(sizes, facts, built=built)
     inputs = [crop_pair(photo, *usual, facts.scale) for photo in photos]
-    others = [(p, bounded(sizes.smallest)) for p in photos]
-    others += [(p, odd) for p in photos[:2]] + [(p, bounded(sizes.largest)) for p in photos[-1:]]
+    others = [(p, bounded(sizes.smallest, least=least)) for p in photos]
+    others += [(p, odd) for p in photos[:2]]
+    others += [(p, bounded(sizes.largest, least=least)) for p in photos[-1:]]
     inputs += [Input(f"{p.name} {h}x{w}", "photograph", window(p.lr, h, w)) for p, (h, w) in others]
     if len(photos) > 1:
         pair = np.concatenate([window(p.lr, *odd) for p in photos[:2]])
         inputs.append(Input(f"batch of 2 {odd[0]}x{odd[1]}", "photograph", pair))
-    h, w = bounded(odd, PATTERN_PX)
-    low = sizes.smallest
-    h, w = max(h, min(low[0], CHECKED_PX)), max(w, min(low[1], CHECKED_PX))
+    h, w = bounded(odd, PATTERN_PX, bounded(sizes.smallest, least=least))
     inputs += [Input(name, "pattern", lr) for name, lr in patterns(h, w).items()]
     noise = np.random.default_rng(0).random((1, 3, h, w), dtype=np.float32)
     return [*inputs, Input("noise", "noise", noise)]

@@ -32,6 +32,7 @@ from deploy.rescale import check_rescale
 from deploy.verdict import EdgeResult, Gate, Worst, edge_json, judge, read_gates
 from srkd.errors import SrkdError
 from srkd.tiling import halo_px, upscale_tiled
+from srkd.types import ANY_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from deploy.engines import Engine
     from deploy.inputs import Input, Photo
     from deploy.proof import ProvableEngine
-    from srkd.types import Facts
+    from srkd.types import Facts, Limits
 
 # Pictures of E4 and E5 exceed the receptive field. Up to FAR_PX they are square, beyond that strips, which
 # keep the check of a network that sees far affordable.
@@ -105,6 +106,7 @@ class Chain:
     graph       the fp32 graph in ONNX Runtime on the CPU
     engine      the exported file as a user opens it, None where it cannot run here: `absent` says why
     deployed    the rescaled network in torch fp32, None where nothing was rescaled: `as_trained` says why
+    limits      the sizes that the engine takes
     half        the fp16 graph, faithfully emulated; None where no such graph is made
     spoiled     its constants that are not those of the fp32 graph (`spoiled_constants`)
     exact       the trained network in torch fp64, for patterns on which float32 itself is lost; without it none is
@@ -119,6 +121,7 @@ class Chain:
     deployed: Engine | None = None
     as_trained: str = "the trained network is exported as it is"
     half: Engine | None = None
+    limits: Limits = ANY_SIZE
     spoiled: tuple[str, ...] = ()
     exact: Engine | None = None
 
@@ -166,9 +169,9 @@ def verify(
         )
         shapes, tiles = shape_gates(facts, chain.precision)
         say("E4 two shapes")
-        e4 = check_shapes(chain.engine, facts, photos, gates[shapes])
+        e4 = check_shapes(chain.engine, facts, photos, gates[shapes], chain.limits)
         say("E5 whole vs tiles")
-        e5 = check_tiles(chain.engine, facts, photos, gates[tiles])
+        e5 = check_tiles(chain.engine, facts, photos, gates[tiles], chain.limits)
         edges += [e3, e4, e5]
         used |= {gate, shapes, tiles}
     kept = {name: gate for name, gate in gates.items() if name in used}
@@ -247,11 +250,17 @@ def shape_gates(facts: Facts, precision: str) -> tuple[str, str]:
 # --- E4 -----------------------------------------------------------------------------------------
 
 
-def check_shapes(engine: Engine, facts: Facts, photos: Sequence[Photo], gate: Gate) -> EdgeResult:
+def check_shapes(
+    engine: Engine,
+    facts: Facts,
+    photos: Sequence[Photo],
+    gate: Gate,
+    limits: Limits = ANY_SIZE,
+) -> EdgeResult:
     """E4: two pictures that share their top left corner agree where both see the same surroundings.
 
     The smaller one ends earlier below and right; what lies farther than the receptive field from there
-    cannot know.
+    cannot know. `limits` are the sizes that the engine takes.
     """
     radius = facts.receptive_field_px
     if radius is None:
@@ -263,10 +272,14 @@ def check_shapes(engine: Engine, facts: Facts, photos: Sequence[Photo], gate: Ga
     if not photos:
         return EdgeResult("E4", "INCONCLUSIVE", "no photograph was given; choose a set with --data")
     pairs, parts = _surroundings(radius, MARGIN_PX), []
+    shrunk = [tuple(MARGIN_PX if side > radius else 0 for side in pair) for pair in pairs]
+    fitting = [_fitted(pair, less, limits) for pair, less in zip(pairs, shrunk, strict=True)]
+    if None in fitting:
+        return EdgeResult("E4", "NOT RUN", _no_room(limits, "two pictures"))
     rows: list[dict[str, Any]] = []
-    for h, w in pairs:
+    for (h, w), (less_h, less_w) in zip(filter(None, fitting), shrunk, strict=True):
         large = window(photos[0].lr, h, w)
-        small_h, small_w = (side - MARGIN_PX if side > radius else side for side in (h, w))
+        small_h, small_w = h - less_h, w - less_w
         name = f"{photos[0].name} {h}x{w} vs {small_h}x{small_w}"
         keep = [
             facts.scale * (small - radius if small < side else side)
@@ -285,6 +298,22 @@ def check_shapes(engine: Engine, facts: Facts, photos: Sequence[Photo], gate: Ga
     return EdgeResult("E4", status, reason, numbers, rows=tuple(rows))
 
 
+def _fitted(size: tuple[int, int], less: tuple[int, ...], limits: Limits) -> tuple[int, int] | None:
+    """The size, enlarged so that it less `less` is one of `limits`; None where it is too large then."""
+    h, w = (max(s, low + d) for s, low, d in zip(size, limits.smallest, less, strict=True))
+    high = limits.largest
+    return None if high is not None and (h > high[0] or w > high[1]) else (h, w)
+
+
+def _no_room(limits: Limits, what: str) -> str:
+    assert limits.largest is not None
+    low, high = ("x".join(map(str, size)) for size in (limits.smallest, limits.largest))
+    return (
+        f"the engine was built for {low} to {high}, too small a range for {what} that exceed the receptive field; "
+        "build it for more sizes to check this"
+    )
+
+
 def _surroundings(radius: int, more_px: int) -> list[tuple[int, int]]:
     """Sizes of pictures that exceed a reach by `more_px` and a margin: one, or a tall and a wide strip.
 
@@ -297,10 +326,17 @@ def _surroundings(radius: int, more_px: int) -> list[tuple[int, int]]:
 # --- E5 -----------------------------------------------------------------------------------------
 
 
-def check_tiles(engine: Engine, facts: Facts, photos: Sequence[Photo], gate: Gate) -> EdgeResult:
+def check_tiles(
+    engine: Engine,
+    facts: Facts,
+    photos: Sequence[Photo],
+    gate: Gate,
+    limits: Limits = ANY_SIZE,
+) -> EdgeResult:
     """E5: the engine on a whole picture against the same engine on tiles of it.
 
-    The picture exceeds a tile and its halo, so that tiles really miss part of it.
+    The picture exceeds a tile and its halo, so that tiles really miss part of it. `limits` are the sizes
+    that the engine takes.
     """
     if not photos:
         return EdgeResult("E5", "INCONCLUSIVE", "no photograph was given; choose a set with --data")
@@ -308,14 +344,17 @@ def check_tiles(engine: Engine, facts: Facts, photos: Sequence[Photo], gate: Gat
     tile = max(TILE_PX, halo + MARGIN_PX)
     rows: list[dict[str, Any]] = []
     parts, seams = [], []
-    for photo, (h, w) in zip(
-        islice(cycle(photos), 2), cycle(_surroundings(halo, tile)), strict=False
-    ):
+    fitting = [_fitted(size, (0, 0), limits) for size in _surroundings(halo, tile)]
+    if None in fitting:
+        return EdgeResult("E5", "NOT RUN", _no_room(limits, "a picture and its tiles"))
+    for photo, (h, w) in zip(islice(cycle(photos), 2), cycle(filter(None, fitting)), strict=False):
         lr = window(photo.lr, h, w)
         name = f"{photo.name} {h}x{w}, tiles of {tile}, halo {halo}"
         try:
             whole = engine(lr)
-            tiled = upscale_tiled(as_torch(engine), torch.from_numpy(lr), facts, tile).numpy()
+            tiled = upscale_tiled(
+                as_torch(engine), torch.from_numpy(lr), facts, tile, limits
+            ).numpy()
         except SrkdError as error:
             return EdgeResult("E5", "FAIL", f"{name}: {error}", rows=tuple(rows))
         parts.append(difference(whole, tiled, name, border_px=facts.scale * BORDER_PX))

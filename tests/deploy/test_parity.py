@@ -27,6 +27,7 @@ from deploy.verdict import Gate, judge, read_gates
 from srkd.errors import SrkdError
 from srkd.models import load_model, shipped_models
 from srkd.networks import build_family
+from srkd.types import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,6 +215,37 @@ def far_sighted() -> Network:
                 for i in range(value.shape[0]):
                     value[i, i * 3 // value.shape[0], 2, 2] = 1.0
     return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "e4", "e5"),
+    [
+        ("16x16:64x64:512x512", "PASS", "PASS"),
+        ("64x64:64x64:64x64", "NOT RUN", "NOT RUN"),
+        ("170x180:170x180:400x420", "PASS", "PASS"),
+    ],
+)
+def test_an_engine_built_for_a_range_of_sizes_sees_no_other(
+    sizes: str, e4: str, e5: str, exported: _Exports, photographs: Photos
+) -> None:
+    """As TensorRT engines are; every picture of the check lies in the range."""
+    made, wanted = exported("edsr_tiny"), parse_sizes(sizes)
+    low, high = wanted.smallest, wanted.largest
+
+    class Built(OrtEngine):
+        def __call__(self, lr: np.ndarray) -> np.ndarray:
+            h, w = lr.shape[2:]
+            if not (low[0] <= h <= high[0] and low[1] <= w <= high[1]):
+                raise SrkdError(f"built for {sizes}, got {h}x{w}")
+            return super().__call__(lr)
+
+    model, photos = made.model, photographs[2]
+    engine = Built(made.graph.path, model.scale, threads=1)
+    chain = Chain(TorchEngine(model.network, model.scale), engine, engine, limits=Limits(low, high))
+    inputs = build_inputs(photos, wanted, model.facts, built=True)
+    found = verify(chain, model.facts, inputs, photos)
+    statuses = {edge.edge: edge.status for edge in found.edges}
+    assert found.verdict == "PASS" and (statuses["E4"], statuses["E5"]) == (e4, e5)
 
 
 def test_halo_off_by_one_fails_e5(photographs: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
