@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deploy.difference import Difference, difference, worst_of
-from deploy.verdict import Worst, judge
+from deploy.verdict import Task, Worst, judge
 from srkd.errors import SrkdError
 from srkd.metrics import psnr
 
@@ -32,20 +32,6 @@ if TYPE_CHECKING:
     from srkd.types import Facts
 
 BORDER_PX = 8  # LR pixels; padding faults show in this band
-
-
-@dataclass(frozen=True)
-class Task:
-    """Mean PSNR-Y in dB against HR of the reference (the network in torch, in E1) and of the engine, on the
-    same photographs."""
-
-    photographs: int
-    torch_db: float
-    engine_db: float
-
-    @property
-    def delta_db(self) -> float:
-        return 0.0 if self.torch_db == self.engine_db else self.engine_db - self.torch_db
 
 
 @dataclass(frozen=True)

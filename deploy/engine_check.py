@@ -18,11 +18,11 @@ from deploy.verdict import EdgeResult, Gate, judge
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploy.comparison import Comparison, Float32, Task
+    from deploy.comparison import Comparison, Float32
     from deploy.engines import Engine
     from deploy.inputs import Input
     from deploy.proof import ProvableEngine
-    from deploy.verdict import Status
+    from deploy.verdict import Status, Task
     from srkd.types import Facts
 
 
@@ -67,7 +67,7 @@ def check_engine(
     else:
         known = proof.layers or status == "FAIL"
         status, reason = ("FAIL" if known else "INCONCLUSIVE"), f"{mismatch}; {reason}"
-    return EdgeResult("E3", status, reason, found.numbers, rows=found.rows)
+    return EdgeResult("E3", status, reason, found.numbers, rows=found.rows, task=found.task)
 
 
 def judge_pictures(found: Comparison, gate: Gate) -> tuple[Status, str]:

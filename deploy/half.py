@@ -31,7 +31,7 @@ from deploy.islands import (
     node_paths,
     overflows,
 )
-from deploy.verdict import EdgeResult, Gate, Status, judge
+from deploy.verdict import EdgeResult, Gate, Status, Task, judge
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.metrics import psnr
 
@@ -297,7 +297,11 @@ def check_half(
         status = "FAIL"
         shown = ", ".join(spoiled[:3]) + (", ..." if len(spoiled) > 3 else "")
         reason = f"constants that are not the float32 ones rounded to nearest: {len(spoiled)} ({shown}); {reason}"
-    return EdgeResult("E2", status, reason, numbers, rows=measured.rows)
+    task = None
+    if measured.task_db is not None and measured.task_delta_db is not None:
+        scored = sum("task_delta_db" in row for row in measured.rows)
+        task = Task(scored, measured.task_db, measured.task_db + measured.task_delta_db)
+    return EdgeResult("E2", status, reason, numbers, rows=measured.rows, task=task)
 
 
 def measure_half(

@@ -20,7 +20,6 @@ from deploy.comparison import (
     BORDER_PX,
     Float32,
     RefusedError,
-    Task,
     compare,
     without_lost_patterns,
 )
@@ -29,7 +28,7 @@ from deploy.engine_check import check_engine, gate_name
 from deploy.half import check_half
 from deploy.inputs import PHOTOGRAPHS, window
 from deploy.rescale import check_rescale
-from deploy.verdict import EdgeResult, Gate, Worst, edge_json, judge, read_gates
+from deploy.verdict import EdgeResult, Gate, Task, Worst, edge_json, judge, read_gates
 from srkd.errors import SrkdError
 from srkd.tiling import halo_px, upscale_tiled
 from srkd.types import ANY_SIZE
@@ -176,6 +175,8 @@ def verify(
         used |= {gate, shapes, tiles}
     kept = {name: gate for name, gate in gates.items() if name in used}
     worst = _largest_error(chain, edges, inputs) or worst
+    # The last link tells what the user gets.
+    task = next((e.task for e in reversed(edges) if e.task is not None), task)
     return Parity(tuple(edges), len(photos), kept, task, worst, ran=chain.engine is not None)
 
 

@@ -75,8 +75,22 @@ def read_gates(path: Path = GATES_FILE) -> dict[str, Gate]:
 
 
 @dataclass(frozen=True)
+class Task:
+    """Mean PSNR-Y in dB against HR of the reference (the network in torch, in E1) and of the engine, on the
+    same photographs."""
+
+    photographs: int
+    torch_db: float
+    engine_db: float
+
+    @property
+    def delta_db(self) -> float:
+        return 0.0 if self.torch_db == self.engine_db else self.engine_db - self.torch_db
+
+
+@dataclass(frozen=True)
 class EdgeResult:
-    """Verdict of one edge, its numbers over all gated inputs, and a row per input."""
+    """Verdict of one edge, its numbers over all gated inputs, a row per input, and what it costs the task."""
 
     edge: str
     status: Status
@@ -84,6 +98,7 @@ class EdgeResult:
     numbers: Difference | None = None
     seam: float | None = None
     rows: tuple[dict[str, Any], ...] = ()
+    task: Task | None = None
 
 
 @dataclass(frozen=True)
