@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from faults.chain import Other, Sound, all_edited, copied, edited, tf32, to_bf16
 from onnx import numpy_helper
 
 import deploy.half
@@ -32,6 +31,8 @@ from deploy.torch_engines import TorchEngine
 from srkd.errors import MissingError
 from srkd.networks.rcan import ChannelAttention
 from srkd.networks.swinir import Body, SwinLayer
+
+from .chain import Other, Sound, all_edited, copied, edited, tf32, to_bf16
 
 if TYPE_CHECKING:
     from collections.abc import Callable
