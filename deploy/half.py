@@ -218,7 +218,7 @@ def spoiled_constants(graph32: onnx.ModelProto, half: onnx.ModelProto) -> list[s
 
     Single numbers that became zero or infinite count too: guards against dividing by zero. None in a sound
     conversion. Pictures tell little: weights rounded to bfloat16 on the way leave 57 to 67 dB on photographs, sound
-    networks have 70 or more, and a guard is missed by few pictures.
+    networks have 69 or more, and a guard is missed by few pictures.
     """
     before = {name: numpy_helper.to_array(t) for name, t in _constants(graph32).items()}
     spoiled = []
