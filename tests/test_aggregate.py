@@ -21,7 +21,7 @@ from srkd.loaded import LoadedModel
 from srkd.models import load_aggregate, load_model, save_aggregate, save_model, weights_hash
 from srkd.networks.base import Network
 from srkd.networks.dctswin import DctSwin, DctSwinConfig
-from srkd.tiling import plan, upscale_tiled
+from srkd.tiling import plan_band, upscale_tiled
 from srkd.types import Facts
 
 
@@ -118,7 +118,7 @@ def test_facts_join_those_of_all_parts():
 def test_tiles_do_not_show():
     aggregate = Aggregate(pair(), aggregation(layer="swin")).double().eval()
     lr, facts = torch.rand(1, 3, 65, 26, dtype=torch.float64), aggregate.facts
-    tiles = plan(65, 26, 12, facts)
+    tiles = [t for top in range(0, 65, 12) for t in plan_band(top, (65, 26), 12, facts)]
     assert len(tiles) == 18 and all(t.top % 12 == t.left % 12 == 0 for t in tiles)
     assert min(t.bottom - t.top for t in tiles) < 65
     with torch.no_grad():
