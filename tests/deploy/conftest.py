@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+import deploy.graph
 from deploy.graph import Graph, export_graph
 from deploy.photographs import load_photographs
 from srkd.models import load_model, save_model
 from srkd.networks import build, build_family
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deploy.inputs import Photo
     from srkd.loaded import LoadedModel
 
@@ -61,6 +62,25 @@ class _Exports:
             graph = export_graph(model, self.out / f"{name}.onnx")
             self.made[name] = Exported(model, graph)
         return self.made[name]
+
+
+@pytest.fixture
+def run(run_folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A run folder of its own."""
+    return Path(shutil.copytree(run_folders["edsr_tiny"], tmp_path / "a1"))
+
+
+@pytest.fixture
+def fast_export(exported: _Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter takes seconds and is tested elsewhere: hand out the graph it made."""
+    made = exported("edsr_tiny")
+
+    def copy_graph(model: LoadedModel, path: Path) -> Graph:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made.graph.path, path)
+        return Graph(**{**vars(made.graph), "path": path})
+
+    monkeypatch.setattr(deploy.graph, "export_graph", copy_graph)
 
 
 @pytest.fixture(scope="session")

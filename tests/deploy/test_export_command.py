@@ -33,25 +33,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = ("--size", "16x16:24x28:32x32")
 
 
-@pytest.fixture
-def run(run_folders: dict[str, Path], tmp_path: Path) -> Path:
-    """A run folder of its own."""
-    return Path(shutil.copytree(run_folders["edsr_tiny"], tmp_path / "a1"))
-
-
-@pytest.fixture
-def fast_export(exported: _Exports, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exporter takes seconds and is tested elsewhere: hand out the graph it made."""
-    made = exported("edsr_tiny")
-
-    def copy_graph(model: LoadedModel, path: Path) -> Graph:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(made.graph.path, path)
-        return deploy.graph.Graph(**{**vars(made.graph), "path": path})
-
-    monkeypatch.setattr(deploy.graph, "export_graph", copy_graph)
-
-
 def test_the_whole_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--engine", "ort", "--threads", "1", *SIZES]) == 0
     out, err = capsys.readouterr()

@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-import deploy.graph
 from deploy.engines import load_engine
 from deploy.export import export, main
-from deploy.graph import Graph
 from deploy.sidecar import read_sidecar
 from deploy.sizes import parse_sizes
 from srkd.console import run_command
 from srkd.errors import MissingError
 from srkd.models import load_model, save_model
 
-if TYPE_CHECKING:
-    from srkd.loaded import LoadedModel
-    from tests.deploy.conftest import _Exports
-
 SIZES = parse_sizes("16x16:24x28:32x32")
-
-
-@pytest.fixture
-def run(run_folders: dict[str, Path], tmp_path: Path) -> Path:
-    """A run folder of its own."""
-    return Path(shutil.copytree(run_folders["edsr_tiny"], tmp_path / "a1"))
-
-
-@pytest.fixture
-def fast_export(exported: _Exports, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exporter takes seconds and is tested elsewhere: hand out the graph it made."""
-    made = exported("edsr_tiny")
-
-    def copy_graph(model: LoadedModel, path: Path) -> Graph:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(made.graph.path, path)
-        return Graph(**{**vars(made.graph), "path": path})
-
-    monkeypatch.setattr(deploy.graph, "export_graph", copy_graph)
 
 
 def edges(record: dict) -> dict[str, str]:
