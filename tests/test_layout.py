@@ -117,6 +117,7 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
 
+@pytest.mark.slow
 def test_readme_python_lines_run(tmp_path: Path) -> None:
     """The API lines of README run as written, in a folder that holds a photo and a recipe."""
     import numpy as np
