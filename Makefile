@@ -4,13 +4,20 @@
 PY := .venv/bin/python
 JOBS ?= 2
 RUNTIME := $(if $(GPU),gpu,cpu)
-EXTRAS := $(RUNTIME),openvino,trt-rtx,dev
+EXTRAS := $(RUNTIME),demo,openvino,trt-rtx,dev
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 
-.PHONY: quickstart setup test lint bench clean
+.PHONY: quickstart setup demo browser test lint bench clean
 
 quickstart: setup
 	$(PY) scripts/distill.py
+
+demo: setup
+	$(PY) demo/app.py
+
+# Debian's Chromium, which the demo's browser tests drive; without it they are skipped.
+browser:
+	test -x /usr/bin/chromium || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 setup: .venv/ready-$(RUNTIME)
 
