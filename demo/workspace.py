@@ -1,0 +1,116 @@
+"""Where the server keeps what it made: folders with unguessable names, together within a bound."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import threading
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from srkd.errors import MissingError
+from srkd.files import make_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_BYTES = 2 * 1024**3
+
+
+class Workspace:
+    """Folders below `root`, a temporary folder of its own by default, which is removed at the end of the process."""
+
+    def __init__(self, root: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._folders: list[Path] = []  # oldest first
+        self._used: set[Path] = set()
+        if root is None:
+            root = Path(tempfile.mkdtemp(prefix="srkd-demo-"))
+            weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
+        make_folder(root)
+        self.root = root
+
+    def folder(self, room: int = 0) -> Path:
+        """A new folder, readable by this user alone.
+
+        The oldest folders that no `job` works in are removed until `room` bytes more are within the bound;
+        this one too, when its time comes.
+        """
+        with self._lock:
+            return self._new(room)
+
+    @contextmanager
+    def job(self, room: int = 0) -> Iterator[Path]:
+        """A new folder that stays as long as the job works in it, and then until its room is needed.
+
+        A job that leaves nothing leaves no folder either.
+        """
+        with self._lock:
+            folder = self._new(room)
+            self._used.add(folder)
+        try:
+            yield folder
+        finally:
+            with self._lock:
+                self._used.discard(folder)
+                if folder.is_dir() and not any(folder.iterdir()):
+                    self._remove(folder)
+
+    def clear(self) -> None:
+        """Remove everything that no job works in."""
+        with self._lock:
+            for folder in self._finished():
+                self._remove(folder)
+
+    def _new(self, room: int) -> Path:
+        if room > self.max_bytes:
+            raise MissingError(
+                f"The pictures of this job may take up to {_mib(room)} of disk, but the demo keeps at most "
+                f"{_mib(self.max_bytes)}; choose fewer networks or a smaller picture."
+            )
+        held = {folder: _bytes(folder) for folder in self._folders}
+        for folder in self._finished():
+            if sum(held.values()) + room <= self.max_bytes:
+                break
+            self._remove(folder)
+            del held[folder]
+        if sum(held.values()) + room > self.max_bytes:
+            raise MissingError(
+                f"Other jobs hold the {_mib(self.max_bytes)} of disk that the demo keeps; try again when they "
+                "are done."
+            )
+        folder = self.root / secrets.token_urlsafe(16)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise MissingError(
+                f"The server cannot write to its disk ({error.strerror}); try again later."
+            ) from error
+        self._folders.append(folder)
+        return folder
+
+    def _finished(self) -> list[Path]:
+        return [folder for folder in self._folders if folder not in self._used]
+
+    def _remove(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._folders.remove(folder)
+
+
+def _bytes(folder: Path) -> int:
+    """Sizes of all files; one that a job renames meanwhile is left out."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
