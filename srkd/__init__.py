@@ -2,6 +2,7 @@
 
     import srkd
     model = srkd.load_model("rcan_c")                       # a run folder, a checkpoint, a shipped name
+    cards = srkd.list_models()                              # what weights/ holds, with scores and licences
     picture = srkd.upscale("photo.png", model)              # (H, W, 3) uint8
     result = srkd.distill("recipes/rcan_a_x4.toml", out="runs/a")
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from srkd.attribution import Row
+    from srkd.cards import Card
     from srkd.models import LoadedModel
     from srkd.recipe import Recipe
     from srkd.train import Result
 
-__all__ = ["__version__", "attribute", "distill", "load_model", "upscale"]
+__all__ = ["__version__", "attribute", "distill", "list_models", "load_model", "upscale"]
 
 
 def load_model(spec: str | Path, scale: int | None = None) -> LoadedModel:
@@ -32,6 +34,13 @@ def load_model(spec: str | Path, scale: int | None = None) -> LoadedModel:
     from srkd.models import load_model
 
     return load_model(spec, scale)
+
+
+def list_models() -> list[Card]:
+    """The shipped networks by name: size, method, teachers, scores, licence; see `srkd.cards`."""
+    from srkd.cards import list_models
+
+    return list_models()
 
 
 def upscale(image: Any, model: LoadedModel | str | Path, **options: Any) -> np.ndarray:

@@ -51,7 +51,11 @@ def load_model(spec: str | Path, scale: int | None = None) -> LoadedModel:
 
 
 def find_model(spec: str | Path, scale: int | None = None) -> Path:
-    """The run folder or weights file that `spec` means."""
+    """The run folder or weights file that `spec` means: a path, else a name from `weights/`.
+
+    The whole name of a folder there (rcan_a_x4_scratch) means that folder. A bare network (rcan_a) means
+    `<network>_x<scale>`, without `scale` the only one there is; how a network was trained is never guessed.
+    """
     path = Path(spec)
     if path.is_dir() and (path / "model.json").is_file():
         return path
@@ -61,8 +65,8 @@ def find_model(spec: str | Path, scale: int | None = None) -> Path:
         return path.parent if inside_run else path
     shipped = shipped_models()
     name = str(spec)
-    wanted = [name, *(f"{name}_x{s}" for s in ([scale] if scale else (2, 3, 4)))]
-    named = [s for s in shipped if s in wanted]
+    wanted = [f"{name}_x{s}" for s in ([scale] if scale else (2, 3, 4))]
+    named = [name] if name in shipped else [s for s in shipped if s in wanted]
     if len(named) == 1:
         return WEIGHTS_FOLDER / named[0]
     if len(named) > 1:
@@ -78,11 +82,10 @@ def find_model(spec: str | Path, scale: int | None = None) -> Path:
     raise SrkdError(f"there is no file, run folder or shipped model '{spec}'; {listed}")
 
 
-def shipped_models() -> list[str]:
-    """Names of the networks in `weights/`, e.g. rcan_c_x4."""
-    if not WEIGHTS_FOLDER.is_dir():
-        return []
-    return sorted(p.parent.name for p in WEIGHTS_FOLDER.glob("*/model.json"))
+def shipped_models(folder: Path | None = None) -> list[str]:
+    """Names of the networks in `weights/` (or another folder laid out so), e.g. rcan_c_x4."""
+    place = WEIGHTS_FOLDER if folder is None else folder
+    return sorted(p.parent.name for p in place.glob("*/model.json")) if place.is_dir() else []
 
 
 def _load_folder(folder: Path) -> LoadedModel:
