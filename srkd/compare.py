@@ -66,12 +66,28 @@ class PaperRow:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Median time in ms of one 256x256 LR picture by (student, scale), measured side by side.
+
+    `note` says where and how, or why nothing was measured.
+    """
+
+    ms: dict[tuple[str, int], float]
+    note: str
+
+
+@dataclass(frozen=True)
 class Comparison:
+    """`about` are lines below the title; the notes say where costs and times come from."""
+
     tables: list[Table]
     papers: list[PaperRow]
     baseline: str
     cost_note: str
     finding: Finding
+    speed_note: str = ""
+    title: str = "Comparison of runs"
+    about: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         tables = [
@@ -100,6 +116,7 @@ class Comparison:
             "papers": {"about": ABOUT, "rows": papers},
             "multiply_adds": {"rule": "fvcore", "lr_size": COST_SIZE},
             "cost": {"baseline": self.baseline, "note": self.cost_note},
+            "latency": {"lr_size": COST_SIZE, "note": self.speed_note},
             "skipped": self.finding.skipped,
             "failed": self.finding.failed,
         }
@@ -107,7 +124,11 @@ class Comparison:
 
 
 def compare(
-    finding: Finding, *, baseline: str | None = None, cost: Path | None = None
+    finding: Finding,
+    *,
+    baseline: str | None = None,
+    cost: Path | None = None,
+    speed: Speed | None = None,
 ) -> Comparison:
     """Group the runs, compute gains and costs; `baseline` is the method that costs 1."""
     if not finding.runs:
@@ -145,7 +166,16 @@ def compare(
     else:
         pair = f" of {measured.pair}" if measured.pair else ""
         note = f"Cost per step is from the interleaved measurement{pair} in {cost}."
-    return Comparison(tables, _beside_papers(tables), chosen, note, finding)
+    if speed is not None:
+        tables = [_timed(table, speed) for table in tables]
+    speed_note = "" if speed is None else speed.note
+    return Comparison(tables, _beside_papers(tables), chosen, note, finding, speed_note)
+
+
+def _timed(table: Table, speed: Speed) -> Table:
+    return replace(
+        table, rows=[replace(row, latency_ms=speed.ms.get(row.pair)) for row in table.rows]
+    )
 
 
 def _settings(run: FinishedRun) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from srkd import plots
+from srkd.compare_charts import charts
+from srkd.compare_rows import command_of
 from srkd.files import write_json, write_text
-from srkd.papers import ABOUT, ARXIV
+from srkd.papers import ABOUT, ARXIV, BUDGETS
+from srkd.progress import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from srkd.compare import Comparison, PaperRow, Table
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
 LEGEND = (
     "PSNR-Y in dB ± sample standard deviation over seeds / SSIM-Y (± -: one seed, no spread), on the "
     "validation sets of the runs. Gain: PSNR-Y in dB over the same student from scratch with the same "
-    "budget, paired by seed, mean over the sets; 'within spread': not larger than its own spread, so the "
+    "budget, paired by seed, mean over the sets; 'not significant': not larger than its own spread, so the "
     "seed alone could have made it. G multiply-adds: fvcore rule, 256x256 LR."
 )
 PAPER_TEXT = 5  # all columns of the papers' table
+RUN_TEXT = 6  # and of the runs'
 TEXT_COLUMNS = 3  # method, student and teacher are text, the rest are numbers
 
 
@@ -43,14 +46,17 @@ def gain_text(row: Row) -> str:
         return "baseline" if row.method == "scratch" else "-"
     total = row.gain.over()
     pairs = f" ({total.n} of {len(row.seeds)} seeds)" if total.n != len(row.seeds) else ""
-    mark = " within spread" if row.gain.within_spread else ""
+    mark = " not significant" if row.gain.within_spread else ""
     return spread_text(total, "+.3f") + pairs + mark
 
 
 def cells(table: Table, baseline: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one budget's table."""
+    timed = any(row.latency_ms is not None for row in table.rows)
     header = [
-        *("method", "student", "teacher", "parameters", "G multiply-adds", "seeds"),
+        *("method", "student", "teacher", "parameters", "G multiply-adds"),
+        *(("ms, 256x256 LR",) if timed else ()),
+        "seeds",
         *table.sets,
         *("gain", "steps/s", f"cost ({baseline} = 1)"),
     ]
@@ -61,6 +67,7 @@ def cells(table: Table, baseline: str) -> tuple[list[str], list[list[str]]]:
             row.teacher or "-",
             f"{row.parameters:,}",
             f"{row.macs_g:,.2f}",
+            *((("-" if row.latency_ms is None else f"{row.latency_ms:,.1f}"),) if timed else ()),
             str(len(row.seeds)),
             *(
                 f"{spread_text(row.score(s, 'psnr_y'), '.3f')} / {row.score(s, 'ssim_y').mean:.4f}"
@@ -103,6 +110,32 @@ def paper_cells(rows: list[PaperRow]) -> tuple[list[str], list[list[str]], list[
     return header, lines, [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
 
 
+def budget_lines(comparison: Comparison) -> list[str]:
+    """What the papers' gains were trained with, beside what ours were."""
+    ours = [f"here: {title}" for title in table_titles(comparison)]
+    named = dict.fromkeys(gain.paper for row in comparison.papers for gain in row.papers)
+    return [*ours, *(f"{paper}, arXiv {ARXIV[paper]}: {BUDGETS[paper]}" for paper in named)]
+
+
+def run_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of runs: where every number comes from, and how to make it again."""
+    header = ["run", "seed", "weights (sha256)", "trained", "on", "made again by"]
+    rows = [
+        [
+            str(run.folder),
+            str(run.recipe.seed),
+            run.weights_sha256[:16],
+            duration(run.seconds),
+            run.device,
+            command_of(run),
+        ]
+        for table in comparison.tables
+        for row in table.rows
+        for run in row.runs
+    ]
+    return header, rows
+
+
 def table_titles(comparison: Comparison) -> list[str]:
     many = len(comparison.tables) > 1
     return [
@@ -129,12 +162,17 @@ def print_comparison(comparison: Comparison) -> None:
             _print(f"- {note}")
         _print("")
     _print(LEGEND)
-    _print(comparison.cost_note)
+    for note in _notes(comparison):
+        _print(note)
     if comparison.papers:
         header, rows, notes = paper_cells(comparison.papers)
         _print("\nAgainst the papers: gain over scratch, PSNR-Y in dB")
         _print_table(header, rows, text=PAPER_TEXT)
-        _print("\n".join([*notes, ABOUT]))
+        _print("\n".join([*notes, ABOUT, *budget_lines(comparison)]))
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    return [note for note in (comparison.cost_note, comparison.speed_note) if note]
 
 
 def _print(text: str) -> None:
@@ -161,121 +199,37 @@ def _print_table(header: list[str], rows: list[list[str]], text: int = TEXT_COLU
     Console(width=2000, highlight=False).print(shown)
 
 
-# -- charts -------------------------------------------------------------------------------------
-
-
-def charts(comparison: Comparison, *, curves: bool) -> list[list[Figure]]:
-    """Per table: gains, quality against cost of training and of the network, and learning curves."""
-    # One order for all, so that a method looks the same everywhere.
-    order = list(dict.fromkeys(r.series for t in comparison.tables for r in t.rows))
-    return [
-        [
-            *_gain_chart(table, order),
-            *_training_cost_charts(table, order, comparison.baseline),
-            *_size_charts(table, order),
-            *(_curve_charts(table, order) if curves else []),
-        ]
-        for table in comparison.tables
-    ]
-
-
-def _by(rows: list[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
-
-
-def _who(row: Row) -> str:
-    return f"{row.student} x{row.scale}"
-
-
-def _quality_label(table: Table) -> str:
-    return plots.clipped(f"PSNR-Y in dB, mean over {', '.join(table.sets)}", 90)
-
-
-def _gain_chart(table: Table, order: list[str]) -> list[Figure]:
-    groups: dict[str, list[plots.Dot]] = {}
-    for row in table.rows:
-        if row.gain is not None:
-            total, seeds = row.gain.over(), [*row.gain.differences]
-            single = [sum(d.values()) / len(d) for d in row.gain.differences.values()]
-            solid = row.gain.within_spread is False
-            dot = plots.Dot(
-                row.series, total.mean, total.sd, single if len(seeds) > 1 else [], solid
-            )
-            groups.setdefault(_who(row), []).append(dot)
-    if not groups:
-        return []
-    label = f"gain in PSNR-Y, dB, mean over {', '.join(table.sets)}"
-    return [plots.dot_rows("Gain over scratch", groups, plots.clipped(label, 90), order)]
-
-
-def _training_cost_charts(table: Table, order: list[str], baseline: str) -> list[Figure]:
-    figures = []
-    for who, rows in _by([r for r in table.rows if r.cost and r.sets], _who).items():
-        points = [
-            plots.Point(r.series, r.cost, r.quality().mean, r.quality().sd)
-            for r in rows
-            if r.cost is not None
-        ]
-        if len(points) > 1:
-            title = f"Quality against training cost: {who}"
-            x = f"time of a training step ({baseline} = 1)"
-            figures.append(plots.plane(title, points, x, _quality_label(table), order))
-    return figures
-
-
-def _size_charts(table: Table, order: list[str]) -> list[Figure]:
-    """Where there is more than one student at a scale."""
-    figures = []
-    for scale, rows in _by([r for r in table.rows if r.sets], lambda r: f"x{r.scale}").items():
-        students = {r.student: r.macs_g for r in rows}
-        if len(students) > 1:
-            title = f"Quality against the network's cost: {', '.join(students)}, {scale}"
-            points = [
-                plots.Point(r.series, r.macs_g, r.quality().mean, r.quality().sd) for r in rows
-            ]
-            x = "G multiply-adds at 256x256 LR pixels; methods of one student side by side"
-            wide = max(students.values()) >= 10 * min(students.values())
-            label, title = _quality_label(table), plots.clipped(title, 100)
-            figures.append(plots.plane(title, points, x, label, order, log_x=wide))
-    return figures
-
-
-def _curve_charts(table: Table, order: list[str]) -> list[Figure]:
-    """Where runs were validated at more than one step."""
-    figures = []
-    for who, rows in _by(table.rows, _who).items():
-        curves = {r.series: r.curve() for r in rows if len(r.curve()) > 1}
-        if curves:
-            title = f"Learning curves: {who}, mean over seeds"
-            label = _quality_label(table)
-            figures.append(plots.lines(title, curves, "iterations", label, order))
-    return figures
-
-
 # -- files --------------------------------------------------------------------------------------
 
 
-def write_folder(folder: Path, comparison: Comparison) -> list[Path]:
-    """compare.json, compare.md and, where there is something to draw, compare.svg."""
+def write_folder(folder: Path, comparison: Comparison, name: str = "compare") -> list[Path]:
+    """NAME.json, NAME.md and, where there is something to draw, NAME.svg."""
+    written = [folder / f"{name}.json", folder / f"{name}.md"]
+    write_json(written[0], comparison.to_dict())
+    picture = ""
+    if drawing := drawings(comparison):
+        picture = f"{name}.svg"
+        written.append(folder / picture)
+        write_text(written[-1], drawing)
+    write_text(written[1], markdown(comparison, picture=picture))
+    return written
+
+
+def drawings(comparison: Comparison) -> str:
+    """All charts as one SVG document, empty where there is nothing to draw."""
     drawn: list[Figure] = []
     titles = table_titles(comparison)
     for title, figures in zip(titles, charts(comparison, curves=False), strict=True):
         if figures:
             drawn += [plots.heading(title), *figures]
-    written = [folder / "compare.json", folder / "compare.md"]
-    write_json(written[0], comparison.to_dict())
-    if drawn:
-        written.append(folder / "compare.svg")
-        write_text(written[-1], plots.svg(drawn, "Comparison of runs"))
-    write_text(written[1], markdown(comparison, picture=bool(drawn)))
-    return written
+    return plots.svg(drawn, comparison.title) if drawn else ""
 
 
-def markdown(comparison: Comparison, *, picture: bool) -> str:
-    lines = ["# Comparison of runs", ""]
+def markdown(comparison: Comparison, *, picture: str) -> str:
+    """`picture` is the file of the charts, empty for none."""
+    lines = [f"# {_md(comparison.title)}", ""]
+    for text in comparison.about:
+        lines += [_md(text), ""]
     for title, table in zip(table_titles(comparison), comparison.tables, strict=True):
         lines += [f"## {_md(title)}", ""]
         if table.differences:
@@ -284,20 +238,20 @@ def markdown(comparison: Comparison, *, picture: bool) -> str:
         lines += [f"- {_md(note)}" for note in table.notes]
         lines += [""] if table.notes else []
     if picture:
-        lines += ["![Gain over scratch, and quality against cost](compare.svg)", ""]
-    lines += [_md(LEGEND), "", _md(comparison.cost_note), ""]
+        lines += [f"![Gain over scratch, and quality against cost]({picture})", ""]
+    lines += [_md(LEGEND), ""]
+    for note in _notes(comparison):
+        lines += [_md(note), ""]
     if comparison.papers:
         header, rows, notes = paper_cells(comparison.papers)
         lines += ["## Against the papers", "", "Gain over scratch, PSNR-Y in dB.", ""]
         lines += _markdown_table(header, rows, text=PAPER_TEXT)
-        lines += [ABOUT, "", *(f"- {_md(note)}" for note in [*notes, _sources()]), ""]
+        notes = [*notes, *budget_lines(comparison)]
+        lines += [ABOUT, "", *(f"- {_md(note)}" for note in notes), ""]
+    lines += ["## Runs", "", *_markdown_table(*run_cells(comparison), text=RUN_TEXT)]
     if left_out := _left_out(comparison):
         lines += ["## Left out", "", *(f"- {_md(line)}" for line in left_out), ""]
     return "\n".join(lines)
-
-
-def _sources() -> str:
-    return "Papers: " + ", ".join(f"{name} arXiv {number}" for name, number in ARXIV.items())
 
 
 def _left_out(comparison: Comparison) -> list[str]:
@@ -339,7 +293,8 @@ svg{display:block;max-width:100%;height:auto;margin:1.2rem 0}
 
 def html(comparison: Comparison) -> str:
     """One page without any other file: tables, charts, learning curves."""
-    parts = ["<h1>Comparison of runs</h1>"]
+    parts = [f"<h1>{escape(comparison.title)}</h1>"]
+    parts += [f"<p>{escape(text)}</p>" for text in comparison.about]
     drawn = charts(comparison, curves=True)
     titles = table_titles(comparison)
     for title, table, figures in zip(titles, comparison.tables, drawn, strict=True):
@@ -350,19 +305,20 @@ def html(comparison: Comparison) -> str:
         parts.append(_html_list(table.notes))
         parts += [plots.svg([figure], title) for figure in figures]
     parts.append(f'<p class="soft">{escape(LEGEND)}</p>')
-    parts.append(f'<p class="soft">{escape(comparison.cost_note)}</p>')
+    parts += [f'<p class="soft">{escape(note)}</p>' for note in _notes(comparison)]
     if comparison.papers:
         header, rows, notes = paper_cells(comparison.papers)
         parts.append("<h2>Against the papers: gain over scratch, PSNR-Y in dB</h2>")
         parts.append(_html_table(header, rows, text=PAPER_TEXT))
         parts.append(f'<p class="soft">{escape(ABOUT)}</p>')
-        parts.append(_html_list([*notes, _sources()]))
+        parts.append(_html_list([*notes, *budget_lines(comparison)]))
+    parts += ["<h2>Runs</h2>", _html_table(*run_cells(comparison), text=RUN_TEXT)]
     if left_out := _left_out(comparison):
         parts += ["<h2>Left out</h2>", _html_list(left_out)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Comparison of runs</title><style>{PAGE_STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(comparison.title)}</title><style>{PAGE_STYLE}</style></head>\n<body>\n"
         + "\n".join(p for p in parts if p)
         + "\n</body></html>\n"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from shlex import quote
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from srkd.finished import FinishedRun
+
+
+def command_of(run: FinishedRun) -> str:
+    """Trains a run again; its recipe.toml has every value resolved."""
+    folder = quote(str(run.folder))
+    return f"python scripts/distill.py {folder}/recipe.toml --out {folder}-again"
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Row:
     series    unique within a student and scale: the label, with the teacher where there are several
     seeds     seed -> set -> {"psnr_y", "ssim_y"}; equal seeds are averaged, so that each counts once
     cost      time of a step relative to the baseline method's
+    latency_ms  of the network on a picture of 256x256 LR pixels, where that was measured
     """
 
     method: str
@@ -70,6 +78,7 @@ class Row:
     steps_per_s: float | None
     gain: Gain | None = None
     cost: float | None = None
+    latency_ms: float | None = None
 
     @property
     def pair(self) -> tuple[str, int]:
@@ -118,6 +127,7 @@ class Row:
             "gain": gain,
             "steps_per_s": self.steps_per_s,
             "relative_cost": self.cost,
+            "latency_ms": self.latency_ms,
             "curve": self.curve(),
-            "runs": [run.to_dict() for run in self.runs],
+            "runs": [{**run.to_dict(), "command": command_of(run)} for run in self.runs],
         }

@@ -26,6 +26,13 @@ ABOUT = (
     "should give here."
 )
 ARXIV = {"MTKD": "2404.09571", "DUKD": "2309.14162", "MiPKD": "2404.02573", "MKD": "2207.08356"}
+BUDGETS = {
+    "MTKD": "250,000 iterations, batch 16, LR patch 64, DIV2K (800 images); teachers SwinIR, RCAN and EDSR as published",
+    "DUKD": "250,000 iterations, batch 16, LR patch 48, DIV2K (800 images); teacher: the large network of the student's family",
+    "MiPKD": "250,000 iterations, batch 16, LR patch 48, DIV2K (800 images); teacher: the large network of the student's family",
+    "MKD": "as many epochs as each student needs (numbers not printed) in two stages, batch 16, LR patch 48, DIV2K (800 "
+    "images); teachers as published",
+}
 # Sets of the papers' tables; Urban100 joins only where a run was validated on it.
 USUAL_SETS = ("Set5", "Set14", "BSD100")
 SETS = (*USUAL_SETS, "Urban100")

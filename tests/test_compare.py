@@ -121,7 +121,7 @@ def test_means_spreads_and_paired_gain_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scores", "within", "text"),
     [
-        ([30.1, 29.95], True, "+0.025 ± 0.106 within spread"),
+        ([30.1, 29.95], True, "+0.025 ± 0.106 not significant"),
         ([29.9, 29.7], False, "-0.200 ± 0.141"),
         ([30.3], None, "+0.300 ± -"),
     ],
@@ -240,7 +240,7 @@ def test_another_budget_stands_apart(
     result = compared(tmp_path)
     assert [t.differences for t in result.tables] == [[], [difference]]
     assert gain_text(row_of(result, "logits", table=1)) == "-"
-    page = markdown(result, picture=False)
+    page = markdown(result, picture="")
     assert "## Budget 2" in page and "Not to be compared with budget 1" in page
 
 
@@ -482,7 +482,7 @@ def test_gains_stand_beside_the_papers(tmp_path: Path) -> None:
     ours = {name: gain.mean for name, gain in row.ours.items()}
     assert ours == {"edsr_tiny": pytest.approx(0.2), "rcan_a": pytest.approx(0.3)}
     assert {g.paper for g in row.papers} == {"MiPKD", "MKD"}
-    page = markdown(compared(tmp_path), picture=False)
+    page = markdown(compared(tmp_path), picture="")
     assert "MKD RCAN-A" in page and "training budget, data, teachers and students differ" in page
 
 
@@ -543,7 +543,7 @@ def test_files_are_well_formed(nasty: Path, capsys: pytest.CaptureFixture[str]) 
         assert label in words
 
     tables = re.findall(r"(?:^\|.*\n)+", (out / "compare.md").read_text(), re.M)
-    assert len(tables) == 2  # rows, and the papers
+    assert len(tables) == 3  # rows, the papers, the runs
     for table in tables:
         lines = [re.sub(r"\\\|", "", line) for line in table.strip().split("\n")]
         assert len({line.count("|") for line in lines}) == 1
@@ -578,7 +578,7 @@ def test_table_on_stdout_is_not_cut(nasty: Path, capsys: pytest.CaptureFixture[s
     columns = ["40,323", "4.86", "2", "30.110 ± 0.014 / 0.3011", "+0.100 ± 0.000", "4.90", "1.00"]
     (row,) = [r for r in rows if r[:2] == ["logits", "edsr_tiny x4"]]
     assert row[2:] == ["<b>&|_x", *columns]
-    assert "…" not in out and "within spread" in out
+    assert "…" not in out and "not significant" in out
 
 
 # -- charts -------------------------------------------------------------------------------------
