@@ -39,7 +39,7 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     first: dict[str, str] = {}
     if trains_first_stage(recipe):
         stage1 = prepare(first_stage_of(training.recipe), device)
-        seconds = _step_seconds(stage1, stage1.recipe.train.iterations // 2)
+        seconds = step_seconds(stage1, stage1.recipe.train.iterations // 2)
         count = _count(stage1.student)
         first["first stage"] = (
             f"{kind_of(recipe).summary(recipe)}, {count:,} parameters; {_step(stage1, seconds)}"
@@ -50,11 +50,11 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
         del stage1
     distil, whole = recipe.train.distil_iterations, 0.0
     if distil:
-        seconds = _step_seconds(training, distil // 2)
+        seconds = step_seconds(training, distil // 2)
         whole = seconds * distil
         first["step on features"] = _step(training, seconds)
     rest = recipe.train.iterations - distil
-    seconds = _step_seconds(training, distil + rest // 2)
+    seconds = step_seconds(training, distil + rest // 2)
     whole += seconds * rest
     if training.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(training.device)
@@ -81,7 +81,7 @@ def dry_run(recipe: Recipe, device: str = "auto") -> dict[str, Any]:
     }
 
 
-def _step_seconds(training: Training, step: int) -> float:
+def step_seconds(training: Training, step: int) -> float:
     """Time of a step at `step`, in the middle of a stage: some methods begin otherwise than they go on."""
     recipe = training.recipe
     batch, patch, scale = recipe.train.batch, recipe.data.patch, recipe.student.scale
