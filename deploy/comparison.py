@@ -95,7 +95,7 @@ def compare(reference: Engine, engine: Engine, facts: Facts, inputs: Iterable[In
             relative = found if span == 1 else _compare(x / span, y / span, item, facts)
             parts.append(Part(item, found, relative))
         if item.hr is not None and not found.nonfinite:
-            scores.append(_score(x, y, item.hr, facts.scale))
+            scores.append((psnr_y(x, item.hr, facts.scale), psnr_y(y, item.hr, facts.scale)))
     assert worst is not None
     columns = list(zip(*scores, strict=True))
     task = Task(len(scores), fmean(columns[0]), fmean(columns[1])) if scores else None
@@ -112,12 +112,9 @@ def _compare(x: np.ndarray, y: np.ndarray, item: Input, facts: Facts) -> Differe
     return difference(x, y, item.name, border_px=facts.scale * BORDER_PX)
 
 
-def _score(x: np.ndarray, y: np.ndarray, hr: np.ndarray, scale: int) -> tuple[float, float]:
-    target = torch.from_numpy(hr)
-    reference_db, engine_db = (
-        psnr(torch.from_numpy(sr.copy()), target, scale).mean().item() for sr in (x, y)
-    )
-    return reference_db, engine_db
+def psnr_y(sr: np.ndarray, hr: np.ndarray, scale: int) -> float:
+    """Mean PSNR-Y in dB of a batch (N, 3, H, W), `scale` pixels of border left out: the task's own number."""
+    return psnr(torch.from_numpy(sr.copy()), torch.from_numpy(hr), scale).mean().item()
 
 
 # --- where float32 itself is lost -----------------------------------------------------------------

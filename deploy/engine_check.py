@@ -7,13 +7,12 @@ are), and the pictures agree within the gate of that precision.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deploy.comparison import RefusedError, compare, without_lost_patterns
 from deploy.engines import CPU_PROVIDER
 from deploy.ort_engine import OrtEngine
-from deploy.verdict import EdgeResult, Gate, judge
+from deploy.verdict import EdgeResult, Gate, judge, judge_task, with_task_margin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from deploy.engines import Engine
     from deploy.inputs import Input
     from deploy.proof import ProvableEngine
-    from deploy.verdict import Status, Task
+    from deploy.verdict import Status
     from srkd.types import Facts
 
 
@@ -80,9 +79,7 @@ def judge_pictures(found: Comparison, gate: Gate) -> tuple[Status, str]:
     if found.numbers.nonfinite:
         return judge(found.numbers, gate)
     if gate.pass_task_margin_db is not None and task is not None:
-        need = max(gate.pass_psnr_db or 0.0, task.torch_db + gate.pass_task_margin_db)
-        gate = replace(gate, pass_psnr_db=need)
-        judged = found.only("photograph")
+        gate, judged = with_task_margin(gate, task.torch_db), found.only("photograph")
     status, reason = judge(judged.relative, gate)
     if gate.pass_psnr_db is None:
         reason = f"PSNR {judged.relative.psnr_db:.1f} dB, which is not judged"
@@ -91,12 +88,7 @@ def judge_pictures(found: Comparison, gate: Gate) -> tuple[Status, str]:
         worst = min(patterns.parts, key=lambda part: part.relative.psnr_db)
         told = f"{worst.item.name}: PSNR {worst.relative.psnr_db:.1f} dB (need {least:.0f} dB)"
         return "FAIL", f"{told}; {reason}"
-    if gate.pass_task_delta_db is None:
-        return status, reason
-    if task is None:
-        said = "the cost is unknown, because no photograph came with its original: choose a set with --data"
-        return _worse(status, "INCONCLUSIVE"), f"{reason}; {said}"
-    return _worse(status, _judge_task(task, gate)), f"{reason}; task {task.delta_db:+.4f} dB"
+    return judge_task(status, reason, None if task is None else task.delta_db, gate)
 
 
 def _pattern_gate(gate: Gate) -> Gate:
@@ -105,13 +97,3 @@ def _pattern_gate(gate: Gate) -> Gate:
     if least is None:
         return gate
     return Gate(pass_psnr_db=least, fail_psnr_db=least, float32_errors=gate.float32_errors)
-
-
-def _judge_task(task: Task, gate: Gate) -> Status:
-    if gate.fail_task_delta_db is not None and task.delta_db < gate.fail_task_delta_db:
-        return "FAIL"
-    return "INCONCLUSIVE" if task.delta_db < (gate.pass_task_delta_db or 0.0) else "PASS"
-
-
-def _worse(one: Status, other: Status) -> Status:
-    return next(status for status in ("FAIL", "INCONCLUSIVE", "PASS") if status in (one, other))

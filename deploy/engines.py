@@ -15,9 +15,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from deploy.machine import absence, cpp_compiler, gpu, require
+from deploy.machine import absence, gpu, require
 from deploy.sidecar import PARITY_FILE, read_parity, read_sidecar, record_hash
-from deploy.tensorrt_library import LIBRARIES
+from deploy.tensorrt_library import ELSEWHERE, LIBRARIES
+from srkd.compiler import cpp_compiler
 from srkd.errors import CheckFailedError, MissingError, SrkdError, nearest
 from srkd.files import sha256
 
@@ -243,7 +244,8 @@ def available() -> list[Available]:
 
     A library that is there may still fail to start; that is known when the engine is opened.
     """
-    devices = ("cpu",) if gpu() is None else ("cpu", "cuda")
+    here_gpu = gpu()
+    devices = ("cpu",) if here_gpu is None else ("cpu", "cuda")
     found = []
     for name, kind in ENGINES.items():
         here = [p for p in PRECISIONS if any(p in kind.runs.get(d, ()) for d in devices)]
@@ -251,10 +253,16 @@ def available() -> list[Available]:
         if reason is not None:
             reason = f"{reason}; install it: {kind.install}"
         elif kind.source == "built":
-            builds = bool(here) or LIBRARIES[kind.settings["library"]].portable
-            if not here:
+            library = LIBRARIES[kind.settings["library"]]
+            builds = bool(here) or library.portable
+            if here_gpu is None:
                 runs = "builds here, runs on" if builds else "it builds and runs on"
                 reason = f"{runs} {_either(kind.runs)}, and no NVIDIA GPU was found"
+            elif library.capabilities and here_gpu.capability not in library.capabilities:
+                reason = (
+                    f"builds here, runs on compute capability {', '.join(library.capabilities)}, and this is "
+                    f"{here_gpu}; on it {ELSEWHERE}"
+                )
         elif name == "torch-compile" and "cuda" not in devices and cpp_compiler() is None:
             reason = "it needs a C++ compiler on the CPU; install g++"
         found.append(Available(name, () if reason else tuple(here), reason, builds))

@@ -12,28 +12,20 @@ replaces constants that do not fit by the nearest that do, and needs a runtime i
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from deploy.comparison import BORDER_PX, psnr_y
 from deploy.difference import Difference, difference, worst_of
-from deploy.islands import (
-    HALF_MAX,
-    check_islands,
-    ends,
-    fixed_islands,
-    inside,
-    node_paths,
-    overflows,
-)
-from deploy.verdict import EdgeResult, Gate, Status, Task, judge
+from deploy.float16 import HALF_MAX, overflows
+from deploy.islands import check_islands, ends, fixed_islands, inside, node_paths
+from deploy.verdict import EdgeResult, Gate, Status, Task, judge, judge_task, with_task_margin
 from srkd.errors import CheckFailedError, SrkdError
-from srkd.metrics import psnr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,7 +35,6 @@ if TYPE_CHECKING:
     from srkd.types import Facts
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
-BORDER_PX = 8  # LR pixels, as in E1
 
 # --- the conversion -------------------------------------------------------------------------------
 
@@ -310,7 +301,7 @@ def measure_half(
     """Both graphs on every input."""
     rows: list[dict[str, Any]] = []
     judged: list[Difference] = []
-    tasks: list[tuple[float, float]] = []
+    tasks: list[Task] = []
     for item in inputs:
         x, y = graph32(item.lr), emulated16(item.lr)
         found = difference(x, y, item.name, border_px=facts.scale * BORDER_PX)
@@ -319,52 +310,20 @@ def measure_half(
         if gated:
             judged.append(found)
         if item.hr is not None and not found.nonfinite:
-            tasks.append((_psnr_y(x, item.hr, facts), _psnr_y(y, item.hr, facts)))
-            row["task_delta_db"] = _change(*tasks[-1])
+            tasks.append(Task(1, *(psnr_y(sr, item.hr, facts.scale) for sr in (x, y))))
+            row["task_delta_db"] = tasks[-1].delta_db
         rows.append(row)
-    task = fmean(before for before, _ in tasks) if tasks else None
-    delta = fmean(_change(*pair) for pair in tasks) if tasks else None
+    task = fmean(one.torch_db for one in tasks) if tasks else None
+    delta = fmean(one.delta_db for one in tasks) if tasks else None
     return HalfNumbers(tuple(rows), tuple(judged), task, delta)
 
 
 def judge_half(measured: HalfNumbers, task_db: float | None, gate: Gate) -> tuple[Status, str]:
-    """Verdict of E2. `task_db` is the task's PSNR-Y, which may be known from more inputs than were measured.
-
-    With errors that are independent of the network's own, 25 dB above the task cost at most
-    0.014 dB (deploy.difference).
-    """
+    """Verdict of E2. `task_db` is the task's PSNR-Y, which may be known from more inputs than were measured."""
     if not measured.judged:
         return "INCONCLUSIVE", "no photograph was given; choose a set with --data"
-    if task_db is not None:
-        needed = task_db + (gate.pass_task_margin_db or 0.0)
-        gate = replace(gate, pass_psnr_db=max(needed, gate.pass_psnr_db or needed))
-    numbers, delta = worst_of([*measured.judged]), measured.task_delta_db
-    status, reason = judge(numbers, gate)
+    numbers = worst_of([*measured.judged])
+    status, reason = judge(numbers, with_task_margin(gate, task_db))
     if numbers.nonfinite:
         return status, reason
-    if delta is None:
-        unknown = "no input has an original, so the change of the task's PSNR is unknown"
-        return ("INCONCLUSIVE" if status == "PASS" else status), f"{reason}; {unknown}"
-    told = f"task PSNR {delta:+.4f} dB"
-    for verdict, limit in _delta_bounds(gate):
-        if delta < limit:
-            worse: Status = "FAIL" if "FAIL" in (status, verdict) else "INCONCLUSIVE"
-            return worse, f"{reason}; {told} (need at least {limit:+g} dB)"
-    return status, f"{reason}; {told}"
-
-
-def _delta_bounds(gate: Gate) -> list[tuple[Status, float]]:
-    """What a change of the task's PSNR below each bound means, the worst first."""
-    bounds: list[tuple[Status, float | None]] = [
-        ("FAIL", gate.fail_task_delta_db),
-        ("INCONCLUSIVE", gate.pass_task_delta_db),
-    ]
-    return [(status, bound) for status, bound in bounds if bound is not None]
-
-
-def _change(before: float, after: float) -> float:
-    return 0.0 if before == after else after - before  # equal infinities
-
-
-def _psnr_y(sr: np.ndarray, hr: np.ndarray, facts: Facts) -> float:
-    return psnr(torch.from_numpy(sr.copy()), torch.from_numpy(hr), facts.scale).mean().item()
+    return judge_task(status, reason, measured.task_delta_db, gate)

@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.difference import finite_or_none
 from deploy.emulation import HalfEmulation, emulated, open_session, run
+from deploy.float16 import HALF_MAX, overflows
 from deploy.half import HalfNumbers, judge_half, measure_half, tensor_types, to_half, wide_nodes
-from deploy.islands import HALF_MAX, blocks, fixed_islands, node_paths, overflows
+from deploy.islands import blocks, fixed_islands, node_paths
 from srkd.errors import CheckFailedError, SrkdError
 
 if TYPE_CHECKING:

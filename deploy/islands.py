@@ -22,13 +22,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from deploy.float16 import overflows
 from deploy.graph import KEPT_NOTE
 from srkd.errors import SrkdError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-HALF_MAX = 65504.0
 NETWORK = "/"  # the network's own operations
 _NO_MODULE = "_empty_nn_module_stack"  # the exporter's word for sizes, which belong to no module
 _SUMS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
@@ -101,12 +101,6 @@ def _block(module: str, split: set[str]) -> str:
         if block not in split:
             return block
     return f"{module}/"
-
-
-def overflows(value: np.ndarray) -> bool:
-    """Whether a finite number among these becomes infinite in float16."""
-    with np.errstate(over="ignore"):
-        return bool(np.any(np.isinf(value.astype(np.float16)) & np.isfinite(value)))
 
 
 def fixed_islands(graph: onnx.ModelProto, types: Mapping[str, int]) -> list[str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-import os
 import platform
-import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -73,12 +71,6 @@ def gpu() -> Gpu | None:
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         parts.append(str(value.value))
     return Gpu(name.value.decode(), ".".join(parts))
-
-
-def cpp_compiler() -> str | None:
-    """The compiler that torch.compile needs on a CPU."""
-    names = (os.environ.get("CXX", ""), "g++", "clang++")
-    return next((name for name in names if name and shutil.which(name)), None)
 
 
 def absence(module: str) -> str | None:

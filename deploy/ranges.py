@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deploy.islands import HALF_MAX
+from deploy.float16 import HALF_MAX, ROUNDS_TO_ZERO, SMALLEST_NORMAL
 from srkd.errors import SrkdError
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from deploy.inputs import Input
 
-SMALLEST_NORMAL = 2.0**-14
-ROUNDS_TO_ZERO = 2.0**-25
 OUTSIDE = "forward"  # operators of the network's own forward, outside every block
 
 

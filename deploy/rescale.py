@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from deploy.difference import difference, worst_of
-from deploy.islands import HALF_MAX
+from deploy.float16 import HALF_MAX
 from deploy.ranges import BlockRange, audit
 from deploy.verdict import EdgeResult, Gate, judge
 from srkd.errors import SrkdError

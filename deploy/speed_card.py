@@ -174,7 +174,7 @@ def on_device(engine: Any, lr: Tensor, name: str) -> tuple[Callable[[], object],
     if hasattr(engine, "enqueue"):
         n, c, h, w = lr.shape
         sr = lr.new_empty((n, c, engine.scale * h, engine.scale * w))
-        return lambda: engine.enqueue(lr, sr), engine.gpu.stream
+        return lambda: engine.enqueue(lr, sr), engine.stream.stream
     raise SrkdError(
         f"{name} cannot keep its tensors on the GPU, so its compute time is not known; ask for --quantity "
         "latency,throughput."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from deploy.gpu import Gpu
+from deploy.cuda_stream import current_gpu
 from deploy.sidecar import record_hash
 from deploy.tensorrt_library import kernels_file, listening, load_library, start
 from srkd.errors import CheckFailedError, SrkdError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
+    from deploy.machine import Gpu
     from deploy.sizes import Sizes
     from deploy.tensorrt_library import Library, Said
 
@@ -54,13 +55,13 @@ def target_of(library_name: str) -> tuple[str, list[str]]:
     """(version of the library, compute capabilities that an engine built here is for: [] any it supports)."""
     library, module = load_library(library_name)
     gpu = _gpu_to_build_on(library)
-    return module.__version__, [] if gpu is None else [gpu.compute_capability]
+    return module.__version__, [] if gpu is None else [gpu.capability]
 
 
 def _gpu_to_build_on(library: Library) -> Gpu | None:
     if library.portable:
         return None
-    return Gpu(
+    return current_gpu(
         f"{library.title} builds an engine on the GPU that it is for, and torch finds no CUDA GPU "
         "here. Export on that machine, or with --engine trt-rtx, which needs none to build."
     )
@@ -96,7 +97,7 @@ def build(graph: Path, target: Path, sizes: Sizes, settings: dict[str, Any]) -> 
         with replacing(target) as temporary:
             temporary.write_bytes(plan)
         kernels_file(target).unlink(missing_ok=True)  # of the engine that was here before
-        capabilities = [] if gpu is None else [gpu.compute_capability]
+        capabilities = [] if gpu is None else [gpu.capability]
         return {
             "library": settings["library"],
             "version": module.__version__,

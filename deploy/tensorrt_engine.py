@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploy.cuda_stream import CudaStream
 from deploy.engines import EngineRunError, check_input
-from deploy.gpu import Gpu
 from deploy.proof import Proof
-from deploy.tensorrt_library import kernels_file, listening, load_library, start
+from deploy.tensorrt_library import ELSEWHERE, kernels_file, listening, load_library, start
 from srkd.errors import CheckFailedError, MissingError, SrkdError
 from srkd.files import replacing
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from deploy.machine import Gpu
     from deploy.tensorrt_library import Library
 
 log = logging.getLogger(__name__)
 
 INPUT, OUTPUT = "lr", "sr"
-ELSEWHERE = "--engine ort with ONNX Runtime's CUDA provider, or the network itself in torch"
 
 
 class TensorRTEngine:
@@ -58,10 +58,11 @@ class TensorRTEngine:
             # Before the GPU is asked for: a damaged file is damaged everywhere.
             validity = _validity(self.library, self.module, runtime, plan)
             _refuse_malformed(self.module, file, validity)
-            self.gpu = Gpu(
+            self.stream = CudaStream(
                 f"{file.name} is built and cannot run here: torch finds no CUDA GPU. Take it with its "
                 f"sidecar to a machine with {_where(self.library, built)}."
             )
+            self.gpu = self.stream.gpu
             _refuse_other_gpu(self.library, file, built, self.gpu)
             _refuse_invalid(self.library, self.module, file, validity, self.gpu)
             engine = runtime.deserialize_cuda_engine(plan)
@@ -99,10 +100,10 @@ class TensorRTEngine:
 
     def _run(self, lr: np.ndarray) -> np.ndarray:
         h, w = lr.shape[2:]
-        source = self.gpu.upload(lr)
-        target = self.gpu.empty((1, 3, self.scale * h, self.scale * w))
+        source = self.stream.upload(lr)
+        target = self.stream.empty((1, 3, self.scale * h, self.scale * w))
         self.enqueue(source, target)
-        sr = self.gpu.download(target)
+        sr = self.stream.download(target)
         if self._kernels is not None:
             self._kernels.keep((h, w))
         return sr
@@ -131,7 +132,7 @@ class TensorRTEngine:
                 )
             context.set_tensor_address(INPUT, lr.data_ptr())
             context.set_tensor_address(OUTPUT, sr.data_ptr())
-            if not context.execute_async_v3(self.gpu.stream_handle):
+            if not context.execute_async_v3(self.stream.handle):
                 raise EngineRunError(
                     f"{self.file.name} could not run on an input of {shape}: {said.first_error}."
                 )
@@ -205,9 +206,8 @@ def _refuse_invalid(
         return
     if _objects(module, validity, "UNSUPPORTED_CC"):
         raise MissingError(
-            f"{library.title} does not support {gpu.name} (compute capability "
-            f"{gpu.compute_capability}); it supports {', '.join(_supported(module))}. On this GPU "
-            f"use --engine trt, {ELSEWHERE}."
+            f"{library.title} does not support {gpu}; it supports {', '.join(supported(module))}. "
+            f"On this GPU {ELSEWHERE}."
         )
     told = [said for name, said in OBJECTIONS.items() if _objects(module, validity, name)]
     raise MissingError(
@@ -216,12 +216,12 @@ def _refuse_invalid(
 
 
 def _refuse_other_gpu(library: Library, file: Path, built: dict[str, Any], gpu: Gpu) -> None:
-    if library.portable or gpu.compute_capability in built["compute_capabilities"]:
+    if library.portable or gpu.capability in built["compute_capabilities"]:
         return
     raise MissingError(
         f"{file.name} was built on {built['gpu']} (compute capability "
         f"{', '.join(built['compute_capabilities'])}) and this is {gpu.name} "
-        f"({gpu.compute_capability}). Build it again here with deploy/export.py."
+        f"({gpu.capability}). Build it again here with deploy/export.py."
     )
 
 
@@ -232,7 +232,7 @@ def _where(library: Library, built: dict[str, Any]) -> str:
     return "an RTX GPU of the Ampere generation or later"
 
 
-def _supported(module: ModuleType) -> list[str]:
+def supported(module: ModuleType) -> list[str]:
     """Compute capabilities of this version of TensorRT-RTX: SM89 is 8.9, SM120 is 12.0."""
     names = [n for n in module.ComputeCapability.__members__ if n.startswith("SM")]
     return [f"{name[2:-1]}.{name[-1]}" for name in names]

@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Library:
-    """`portable`: an engine is built without a GPU and runs on several kinds of them."""
+    """`portable`: an engine is built without a GPU and runs on several kinds of them: those of
+    `capabilities`, the compute capabilities that it has code for when none is asked for (none: of the GPU that
+    builds it).
+    """
 
     title: str
     module: str
     install: str
     portable: bool
+    capabilities: tuple[str, ...] = ()
 
 
 LIBRARIES: dict[str, Library] = {
@@ -46,8 +50,14 @@ LIBRARIES: dict[str, Library] = {
         module="tensorrt_rtx",
         install="pip install tensorrt-rtx-cu13",
         portable=True,
+        # Of 1.7. Without 9.0 and 10.0 (H100, H200, B200); 7.5 must be asked for.
+        capabilities=("8.0", "8.6", "8.9", "12.0", "12.1"),
     ),
 }
+
+
+# What runs on a GPU that TensorRT-RTX has no code for.
+ELSEWHERE = "use --engine trt, --engine ort with ONNX Runtime's CUDA provider, or the network itself in torch"
 
 
 def load_library(name: str) -> tuple[Library, ModuleType]:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from deploy.engines import EngineRunError, check_input, first_line
-from deploy.machine import cpp_compiler
+from srkd.compiler import cpp_compiler
 from srkd.errors import MissingError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,6 +145,45 @@ def judge(numbers: Difference, gate: Gate, seam: float | None = None) -> tuple[S
     return "PASS", "; ".join(
         _measured(name, value) for name, value, limit, _ in bounds if limit is not None
     )
+
+
+def with_task_margin(gate: Gate, task_db: float | None) -> Gate:
+    """`gate` with the PSNR to pass raised to the task's own, `task_db`, and the margin that it asks for.
+
+    With errors that are independent of the network's own, 25 dB above the task cost at most 0.014 dB
+    (`deploy.difference`).
+    """
+    if gate.pass_task_margin_db is None or task_db is None:
+        return gate
+    need = task_db + gate.pass_task_margin_db
+    return replace(gate, pass_psnr_db=max(need, gate.pass_psnr_db or need))
+
+
+def judge_task(
+    status: Status, reason: str, delta_db: float | None, gate: Gate
+) -> tuple[Status, str]:
+    """A verdict on pictures, with what the gate says of the change of the task's PSNR.
+
+    `delta_db` is None where no input has an original: then nothing passes.
+    """
+    if gate.pass_task_delta_db is None:
+        return status, reason
+    if delta_db is None:
+        unknown = "the cost is unknown, because no photograph came with its original: choose a set with --data"
+        return worse(status, "INCONCLUSIVE"), f"{reason}; {unknown}"
+    told = f"{reason}; task PSNR {delta_db:+.4f} dB"
+    bounds: tuple[tuple[Status, float | None], ...] = (
+        ("FAIL", gate.fail_task_delta_db),
+        ("INCONCLUSIVE", gate.pass_task_delta_db),
+    )
+    for verdict, least in bounds:
+        if least is not None and delta_db < least:
+            return worse(status, verdict), f"{told} (need at least {least:+g} dB)"
+    return status, told
+
+
+def worse(one: Status, other: Status) -> Status:
+    return next(status for status in ("FAIL", "INCONCLUSIVE", "PASS") if status in (one, other))
 
 
 def _minus(value: float | None) -> float | None:

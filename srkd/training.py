@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import srkd.ranks as ranks
 from srkd.aggregate import Aggregate
 from srkd.bilevel import BilevelState
+from srkd.compiler import cpp_compiler
 from srkd.devices import pick_device, pick_precision, place
 from srkd.errors import MissingError, SrkdError
 from srkd.first_stage import first_stage_folder, kind_of, with_network_of
@@ -309,8 +309,7 @@ def check_patch(recipe: Recipe, networks: list[tuple[str, Facts]]) -> None:
 
 def compile_passes(student: Trained, device: torch.device) -> None:
     """torch.compile the student's pass; on a CPU that needs a C++ compiler."""
-    compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if device.type == "cpu" and not any(c and shutil.which(c) for c in compilers):
+    if device.type == "cpu" and cpp_compiler() is None:
         raise MissingError(
             "train.compile needs a C++ compiler on the CPU, and there is none; install g++ or set "
             "train.compile=false."

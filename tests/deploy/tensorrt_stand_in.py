@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from deploy.machine import Gpu
+
 SCALE = 2
 PLAN = b"vtrt: an engine"
 VERSION = "10.13.3.9"
@@ -266,7 +268,7 @@ class StandIn(Api):
         state: dict[str, Any] = {}
 
         def run(stream: int) -> bool:
-            assert stream == HostGpu.stream_handle
+            assert stream == HostStream.handle
             if not self.runs:
                 self.say(1, "illegal address")
                 return False
@@ -297,10 +299,10 @@ def enlarged(lr: np.ndarray) -> np.ndarray:
     return lr.repeat(SCALE, axis=2).repeat(SCALE, axis=3)
 
 
-class HostGpu:
-    """What `deploy.gpu.Gpu` is to an engine, in host memory."""
+class HostStream:
+    """What `deploy.cuda_stream.CudaStream` is to an engine, in host memory."""
 
-    name, compute_capability, stream_handle = "Stand-in GPU", "8.9", 7
+    gpu, handle = Gpu("Stand-in GPU", "8.9"), 7
 
     def upload(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array.copy())

@@ -175,7 +175,9 @@ def test_tensors_that_stay_on_the_device() -> None:
     assert torch.equal(run(), lr + 1) and stream is None  # type: ignore[arg-type]
     filled: list[Any] = []
     plan = SimpleNamespace(
-        scale=2, gpu=SimpleNamespace(stream="own"), enqueue=lambda lr, sr: filled.append(sr.shape)
+        scale=2,
+        stream=SimpleNamespace(stream="own"),
+        enqueue=lambda lr, sr: filled.append(sr.shape),
     )
     run, stream = on_device(plan, lr, "net")
     run()

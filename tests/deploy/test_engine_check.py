@@ -95,16 +95,17 @@ def test_the_bound_rises_with_the_network() -> None:
     # A picture that the graph already gets right to 46 dB: 71 dB are needed, 66 are there.
     near = replace(PHOTO, hr=enlarge(LR) + np.float32(5e-3))
     result = check(Altered(-5e-4, {"fp16": 9}), "fp16", [near])
-    assert result.status == "FAIL" and "task -0.8" in result.reason  # 20 log10(5.5 / 5) = 0.83 dB
+    # 20 log10(5.5 / 5) = 0.83 dB
+    assert result.status == "FAIL" and "task PSNR -0.8" in result.reason
     result = check(Altered(5e-4, {"fp16": 9}), "fp16", [near])  # towards the original
     assert result.status == "INCONCLUSIVE" and "(need 7" in result.reason
-    assert "task +0.9" in result.reason
+    assert "task PSNR +0.9" in result.reason
 
 
 def test_what_it_costs_is_judged_in_bf16() -> None:
     near = replace(PHOTO, hr=enlarge(LR) + np.float32(5e-3))
     costly = check(Altered(-5e-4, {"bf16": 9}), "bf16", [near])
-    assert costly.status == "FAIL" and "task -0.8" in costly.reason
+    assert costly.status == "FAIL" and "task PSNR -0.8" in costly.reason
     assert check(Altered(5e-4, {"bf16": 9}), "bf16", [near]).status == "PASS"
 
 

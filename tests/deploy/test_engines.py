@@ -171,6 +171,13 @@ def test_available_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["trt"] == ("trt", ("fp32", "fp16"), None, True)
     assert found["torch-compile"].reason is None  # on CUDA it brings its own compiler
 
+    monkeypatch.setattr("deploy.engines.gpu", lambda: Gpu("NVIDIA H200", "9.0"))
+    found = {line.name: line for line in available()}
+    assert found["trt"].precisions == ("fp32", "fp16")
+    rtx = found["trt-rtx"]
+    assert rtx.precisions == () and rtx.builds
+    assert "this is NVIDIA H200 (compute capability 9.0); on it use --engine trt" in str(rtx.reason)
+
 
 def test_absence_is_found_without_importing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

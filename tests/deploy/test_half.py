@@ -243,8 +243,8 @@ def numbers(
             "PSNR 60.9 dB; task PSNR -0.0600 dB (need at least -0.05 dB)",
         ),
         (0.0040, 32.0, -0.03, "FAIL", "PSNR 48.0 dB (need 50 dB); task PSNR -0.0300 dB"),
-        (0.0009, None, None, "INCONCLUSIVE", "PSNR 60.9 dB; no input has an original"),
-        (0.0040, None, None, "FAIL", "PSNR 48.0 dB (need 50 dB); no input has an original"),
+        (0.0009, None, None, "INCONCLUSIVE", "PSNR 60.9 dB; the cost is unknown"),
+        (0.0040, None, None, "FAIL", "PSNR 48.0 dB (need 50 dB); the cost is unknown"),
         (math.inf, 32.0, None, "FAIL", "12 of 12 values are NaN or infinite"),
     ],
 )

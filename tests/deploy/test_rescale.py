@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploy import audit as command
+from deploy.float16 import HALF_MAX
 from deploy.inputs import Input, patterns
-from deploy.islands import HALF_MAX
 from deploy.ranges import BlockRange, audit, block_names, table
 from deploy.rescale import (
     ALLOWED,

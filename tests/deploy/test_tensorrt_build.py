@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from deploy.gpu import Gpu
+from deploy.cuda_stream import CudaStream, current_gpu
 from deploy.graph import export_graph
+from deploy.machine import gpu
 from deploy.sizes import Sizes, parse_sizes
 from deploy.tensorrt_build import build, engine_key
-from deploy.tensorrt_engine import TensorRTEngine
+from deploy.tensorrt_engine import TensorRTEngine, supported
+from deploy.tensorrt_library import LIBRARIES, load_library
 from srkd.errors import CheckFailedError, MissingError, SrkdError
 from srkd.models import load_model, save_model
 from srkd.networks import build as build_network
@@ -106,6 +109,12 @@ def test_what_the_library_says_is_heard_at_every_build(tmp_path: Path) -> None:
     assert (tmp_path / "n.plan").read_bytes() == before
 
 
+def test_compute_capabilities_of_the_installed_version() -> None:
+    library, module = load_library("tensorrt_rtx")
+    assert {"7.5", *library.capabilities} == {*supported(module)}  # 7.5 only where it is asked for
+    assert LIBRARIES["tensorrt"].capabilities == ()
+
+
 # --- without a GPU --------------------------------------------------------------------------------
 
 
@@ -136,21 +145,22 @@ def test_a_built_engine_says_that_it_cannot_run_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_gpu_refuses_with_the_sentence_it_is_given() -> None:
+@pytest.mark.parametrize("make", [CudaStream, current_gpu])
+def test_no_gpu_is_refused_with_the_sentence_given(make: Callable[[str], object]) -> None:
     with pytest.raises(MissingError, match="it needs a GPU"):
-        Gpu("it needs a GPU")
+        make("it needs a GPU")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_gpu_buffers() -> None:
-    gpu = Gpu("none")
+    own = CudaStream("none")
     array = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2)
-    there = gpu.upload(array[:, :, ::-1].copy())
-    assert there.is_contiguous() and there.device == gpu.device and gpu.stream_handle
-    assert np.array_equal(gpu.download(there), array[:, :, ::-1])
-    assert gpu.empty((1, 3, 4, 4)).dtype == torch.float32
-    assert gpu.compute_capability.replace(".", "").isdigit() and gpu.name
+    there = own.upload(array[:, :, ::-1].copy())
+    assert there.is_contiguous() and there.device == own.device and own.handle
+    assert np.array_equal(own.download(there), array[:, :, ::-1])
+    assert own.empty((1, 3, 4, 4)).dtype == torch.float32
+    assert own.gpu == gpu()
 
 
 # --- the key --------------------------------------------------------------------------------------

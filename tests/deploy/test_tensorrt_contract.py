@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tensorrt_stand_in import PLAN, VERSION, HostGpu, StandIn, enlarged
+from tensorrt_stand_in import PLAN, VERSION, HostStream, StandIn, enlarged
 
 from deploy.engines import EngineRunError
 from deploy.sizes import parse_sizes
@@ -43,8 +43,8 @@ PROOF = """{"Layers": [
 def install(monkeypatch: pytest.MonkeyPatch, name: str) -> StandIn:
     stand_in = StandIn(rtx=name == "tensorrt_rtx")
     monkeypatch.setitem(sys.modules, name, stand_in)
-    for user in ("tensorrt_build", "tensorrt_engine"):
-        monkeypatch.setattr(f"deploy.{user}.Gpu", lambda refusal: HostGpu())
+    monkeypatch.setattr("deploy.tensorrt_build.current_gpu", lambda refusal: HostStream.gpu)
+    monkeypatch.setattr("deploy.tensorrt_engine.CudaStream", lambda refusal: HostStream())
     return stand_in
 
 

@@ -1,4 +1,4 @@
-"""One CUDA GPU through torch: what it is, memory on it, a stream. Torch tensors are the buffers."""
+"""torch's current CUDA GPU: which it is, memory on it, a stream. Torch tensors are the buffers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from deploy.machine import Gpu
 from srkd.errors import MissingError
 
 if TYPE_CHECKING:
@@ -13,28 +14,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Gpu:
-    """torch's current GPU with a stream of its own: all work of one engine runs in order on it."""
+def current_gpu(refusal: str) -> Gpu:
+    """The GPU that torch works on; `refusal` is the sentence (exit 3) for a machine where torch finds none."""
+    if not torch.cuda.is_available():
+        raise MissingError(refusal)
+    major, minor = torch.cuda.get_device_capability()
+    return Gpu(torch.cuda.get_device_name(), f"{major}.{minor}")
+
+
+class CudaStream:
+    """A stream of its own on the current GPU (`current_gpu`): all work of one engine runs in order on it."""
 
     def __init__(self, refusal: str) -> None:
-        """`refusal` is the sentence (exit 3) for a machine without a GPU that torch can use."""
-        if not torch.cuda.is_available():
-            raise MissingError(refusal)
+        self.gpu = current_gpu(refusal)
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.stream = torch.cuda.Stream(self.device)
 
     @property
-    def name(self) -> str:
-        return torch.cuda.get_device_name(self.device)
-
-    @property
-    def compute_capability(self) -> str:
-        """As NVIDIA writes it, for example 8.9."""
-        major, minor = torch.cuda.get_device_capability(self.device)
-        return f"{major}.{minor}"
-
-    @property
-    def stream_handle(self) -> int:
+    def handle(self) -> int:
         return self.stream.cuda_stream
 
     def upload(self, array: np.ndarray) -> Tensor:
