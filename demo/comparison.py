@@ -55,7 +55,7 @@ def comparison(
         panes = len(request.choices) + (0 if alone else 2) + (pictures.truth is not None)
         with (
             workspace.job((panes + 1) * pictures.sr_bytes) as folder,
-            in_words({folder: "the server's disk", request.picture: pictures.name, **sources}),
+            in_words({f"{folder}/": "", request.picture: pictures.name, **sources}),
         ):
             _Comparison(shelf, request, pictures, folder, pace, turn, alone).run()
 
@@ -127,8 +127,13 @@ class _Comparison:
 
     def _network(self, choice: Choice, key: str, number: int) -> None:
         head = f"model {number + 1}/{len(self.keys)}"
-        ready = self.shelf.open(choice, lambda text: self.meter.say(f"{head} · {text}"))
-        parameters, macs_g = self._cost(ready, head)
+
+        def say(text: str) -> None:
+            self.turn.check()
+            self.meter.say(f"{head} · {text}")
+
+        ready = self.shelf.open(choice, say)
+        parameters, macs_g = self._cost(ready, say)
         index = len(self.baselines) + number
         self.meter.start(index)
         path = self.folder / f"{key}.png"
@@ -180,11 +185,12 @@ class _Comparison:
         self._add(pane)
         self.meter.at(1, head)
 
-    def _cost(self, ready: Ready, head: str) -> tuple[int | None, float | None]:
+    def _cost(self, ready: Ready, say: Callable[[str], None]) -> tuple[int | None, float | None]:
         """Parameters and multiply-adds for this picture."""
         if ready.network is None:
             return ready.entry.parameters or None, None
-        self.meter.say(f"{head} · counting multiply-adds")
+        if not ready.timed.seen:
+            say("counting multiply-adds")
         return cost_of(ready.network, self.pictures.lr.size, ready.model.facts)
 
     def _tile(self, ready: Ready) -> int | None:

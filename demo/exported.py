@@ -131,8 +131,8 @@ def _export(wanted: Wanted, folder: Path, say: Callable[[str], None]) -> None:
             )
         try:
             while True:
-                stage = _last_line(told)
-                say(f"{head} · {stage[:60]}" if stage.startswith("[") else head)
+                stage = _last_line(told).split()[:2]  # "[2/4] onnx", the last one that is done
+                say(f"{head} · {' '.join(stage)}" if stage and stage[0][0] == "[" else head)
                 try:
                     process.wait(POLL_S)
                     break

@@ -43,6 +43,7 @@ class Meter:
         self.index = -1
         self.begin = 0.0
         self.best = 0.0
+        self.said = ""
 
     def start(self, index: int) -> None:
         """Step number `index` begins to run; what was before it is done."""
@@ -61,8 +62,10 @@ class Meter:
         self.tell(Progress(self.best, told, left))
 
     def say(self, text: str) -> None:
-        """Something takes time that is no part of the work, such as loading."""
-        self.tell(Progress(self.best, text))
+        """Something takes time that is no part of the work, such as loading; told once."""
+        if text != self.said:
+            self.said = text
+            self.tell(Progress(self.best, text))
 
     def _left(self, share: float) -> float | None:
         """Seconds for the rest, None until a step like it or any other has run."""

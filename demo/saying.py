@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def reworded(text: str, names: Mapping[Path, str]) -> str:
+def reworded(text: str, names: Mapping[Path | str, str]) -> str:
     """`text` with each path replaced by what the user calls it; longer paths go first."""
-    for path in sorted(names, key=lambda p: len(str(p)), reverse=True):
-        text = text.replace(str(path), names[path])
+    for path, name in sorted(names.items(), key=lambda pair: len(str(pair[0])), reverse=True):
+        text = text.replace(str(path), name)
     return text
 
 
 @contextmanager
-def in_words(names: Mapping[Path, str]) -> Iterator[None]:
+def in_words(names: Mapping[Path | str, str]) -> Iterator[None]:
     """Errors raised inside say the names in the place of the paths."""
     try:
         yield

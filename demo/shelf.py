@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from demo.entries import engine_entries, entries, known
 from demo.exported import Wanted, exported_file
 from deploy.engine_model import EngineNetwork, load_any
-from deploy.engines import engine_settings, open_network_engine
+from deploy.engines import check_file, engine_settings, open_network_engine
 from deploy.inputs import window
 from deploy.machine import gpu
 from deploy.openvino_engine import KEPT_SIZES
-from deploy.sidecar import read_sidecar
 from deploy.subjects import compared
 from deploy.torch_engines import TorchEngine
 from srkd.data.cache import default_cache
@@ -186,7 +185,7 @@ class Shelf:
         device = _device_name(engine.device)
         by_size = choice.engine in COMPILE_BY_SIZE
         if entry.engine is not None:
-            verdict = read_sidecar(self.sources[choice.model]).verdict
+            verdict = check_file(self.sources[choice.model]).verdict
             timed = Timed(base.network, by_size)
             model = replace(base, network=timed)
             return Ready(choice, entry, model, timed, None, "cpu", device, verdict, base.notes)
