@@ -33,7 +33,7 @@ from srkd.errors import SrkdError
 from srkd.networks.base import Network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from srkd.types import Facts
 
@@ -86,19 +86,11 @@ def cost(
 
     `facts` are needed for networks that are not ours. The network itself is not changed.
     """
-    if rule not in RULES:
-        raise SrkdError(f"unknown counting rule '{rule}'; use one of {', '.join(RULES)}.")
-    if facts is None:
-        if not isinstance(network, Network):
-            raise SrkdError(f"{type(network).__name__} is no network of srkd; give its facts too.")
-        facts = network.facts
+    own, facts = _countable(network, rule, facts)
     if min(size) < facts.minimum_px:
         raise SrkdError(
             f"size {size[0]}x{size[1]} is too small: this network takes {facts.minimum_px} px or more."
         )
-    if any(p.is_meta for p in network.parameters()):
-        raise SrkdError("cannot count a network without weights; build it on the CPU first.")
-    own = copy.deepcopy(network).eval().requires_grad_(False)
     by_operator, uncounted = _count(own, size, rule, facts)
     tensors = [*own.parameters(), *own.buffers()]
     return Cost(
@@ -115,6 +107,42 @@ def cost(
     )
 
 
+def macs_by_size(
+    network: nn.Module, rule: str = "fvcore", facts: Facts | None = None
+) -> Callable[[tuple[int, int]], int] | None:
+    """Multiply-adds of one forward pass as a function of the LR size (h, w), at the cost of three small runs.
+
+    None where the counts lie on no line, so that only a run at the size itself could tell (`cost` does it).
+    `facts` as for `cost`.
+    """
+    own, facts = _countable(network, rule, facts)
+    probes = _probes(facts)
+    points = [(h * w, _run_counter(own, (h, w), rule)[0]) for h, w in probes]
+    # Sizes differ by whole cells of the grid: a count that is whole one cell further is whole at every size.
+    if _line(points, points[0][0] + facts.size_multiple**2) is None:
+        return None
+
+    def macs(size: tuple[int, int]) -> int:
+        line = _line(points, _padded_pixels(size, facts))
+        assert line is not None, "three points that lie on a line stay on it"
+        return sum(line.values())
+
+    return macs
+
+
+def _countable(network: nn.Module, rule: str, facts: Facts | None) -> tuple[nn.Module, Facts]:
+    """A copy in eval mode that the counter may run, and the facts of the network."""
+    if rule not in RULES:
+        raise SrkdError(f"unknown counting rule '{rule}'; use one of {', '.join(RULES)}.")
+    if facts is None:
+        if not isinstance(network, Network):
+            raise SrkdError(f"{type(network).__name__} is no network of srkd; give its facts too.")
+        facts = network.facts
+    if any(p.is_meta for p in network.parameters()):
+        raise SrkdError("cannot count a network without weights; build it on the CPU first.")
+    return copy.deepcopy(network).eval().requires_grad_(False), facts
+
+
 # --- multiply-adds ----------------------------------------------------------------------------
 
 
@@ -122,18 +150,29 @@ def _count(
     network: nn.Module, size: tuple[int, int], rule: str, facts: Facts
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Counts by operator at `size`, and uncounted operators."""
+    probes = _probes(facts)
+    if size[0] * size[1] > probes[-1][0] * probes[-1][1]:
+        counts = [_run_counter(network, probe, rule) for probe in probes]
+        points = [(p[0] * p[1], c) for p, (c, _) in zip(probes, counts, strict=True)]
+        line = _line(points, _padded_pixels(size, facts))
+        if line is not None:
+            return line, counts[0][1]
+    return _run_counter(network, size, rule)
+
+
+def _probes(facts: Facts) -> list[tuple[int, int]]:
+    """The small sizes (h, w) that are counted by running, smallest first."""
     grid = facts.size_multiple
     small = -(-max(8, facts.minimum_px) // grid) * grid
     # Odd multiples of the grid too, so that a network that rounds its inner sizes leaves the line.
     middle, large = 3 * small - grid, 2 * small + grid
-    if size[0] * size[1] > middle * large:
-        probes = [(small, small), (small, large), (middle, large)]
-        counts = [_run_counter(network, probe, rule) for probe in probes]
-        h, w = (-(-s // grid) * grid for s in size)  # networks pad themselves to their grid
-        line = _line([(p[0] * p[1], c) for p, (c, _) in zip(probes, counts, strict=True)], h * w)
-        if line is not None:
-            return line, counts[0][1]
-    return _run_counter(network, size, rule)
+    return [(small, small), (small, large), (middle, large)]
+
+
+def _padded_pixels(size: tuple[int, int], facts: Facts) -> int:
+    """Pixels after networks have padded themselves to their grid."""
+    h, w = (-(-s // facts.size_multiple) * facts.size_multiple for s in size)
+    return h * w
 
 
 def _line(counts: list[tuple[int, dict[str, int]]], pixels: int) -> dict[str, int] | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scripts.cost import main
 from srkd.console import run_command
-from srkd.cost import cost
+from srkd.cost import cost, macs_by_size
 from srkd.errors import SrkdError
 from srkd.networks import build, build_family
 from srkd.types import Facts
@@ -124,6 +124,8 @@ def test_line_equals_a_run_at_the_real_size(family, arguments):
     assert dict(result.by_operator) == {k: int(v) for k, v in analysis.by_operator().items()}
     assert result.macs == int(analysis.total())
     assert dict(result.uncounted) == dict(analysis.unsupported_ops())
+    by_size = macs_by_size(network)
+    assert by_size is not None and by_size((100, 77)) == result.macs
 
 
 class Strided(nn.Module):
@@ -143,6 +145,7 @@ def test_network_that_is_on_no_line_is_run_at_its_size():
     result = cost(Strided(), (100, 77), facts=facts)
     inner = 33 * 25
     assert result.macs == inner * (3 * 9 * 4 + 4 * 4)
+    assert macs_by_size(Strided(), facts=facts) is None
 
 
 class NeedsData(nn.Module):
