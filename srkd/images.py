@@ -87,7 +87,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
     Raises `SrkdError` for a missing, empty, damaged, foreign or too large file.
     """
-    kind = _sniff(path)
+    kind = picture_format(path)
     try:
         with path.open("rb") as file:
             image = _open(kind, file)
@@ -102,7 +102,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 def picture_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(h, w) as the header says, before any rotation. Decodes nothing; errors as `read_picture`."""
-    kind = _sniff(path)
+    kind = picture_format(path)
     try:
         with path.open("rb") as file:
             image = _open(kind, file)
@@ -262,8 +262,8 @@ def write_held(path: Path, pixels: np.ndarray, icc: bytes | None = None) -> None
 # --- reading, in steps --------------------------------------------------------------------------
 
 
-def _sniff(path: Path) -> str:
-    """The format by content, a key of `_READERS`."""
+def picture_format(path: Path) -> str:
+    """The format by content, whatever the name says: png, jpg, webp, bmp or tif. Errors as `read_picture`."""
     try:
         with path.open("rb") as file:
             head = file.read(16)

@@ -154,9 +154,9 @@ def upscale_file(
     h, w = picture.size
     height, width = loaded.scale * h, loaded.scale * w
     suffix = target.suffix.lower()
-    _check_output_size(target, height, width)
+    check_output_size(target, height, width)
     work = _Work(_tile_px(tile, (h, w), loaded, run_on), progress, notes=list(picture.notes))
-    fitted = _fit(picture, suffix, work.notes)
+    fitted = fit(picture, suffix, work.notes)
     rows = _picture_bands(fitted, loaded, run_on, work)
     with replacing(target) as temporary:
         if suffix == ".png":
@@ -258,7 +258,8 @@ def check_target(source: Path, target: Path, *, overwrite: bool) -> None:
         raise SrkdError(f"{target} exists; add --overwrite or name another output.")
 
 
-def _check_output_size(target: Path, height: int, width: int) -> None:
+def check_output_size(target: Path, height: int, width: int) -> None:
+    """Refuse a picture (in pixels) that the format named by `target` cannot hold, or only in too much memory."""
     suffix = target.suffix.lower()
     longest = MAX_SIDE.get(suffix)
     if longest is not None and max(height, width) > longest:
@@ -273,8 +274,11 @@ def _check_output_size(target: Path, height: int, width: int) -> None:
         )
 
 
-def _fit(picture: Picture, suffix: str, notes: list[str]) -> Picture:
-    """The picture as the output format can hold it; every loss is noted."""
+def fit(picture: Picture, suffix: str, notes: list[str]) -> Picture:
+    """The picture as the output format (".png" ...) can hold it; every loss is added to `notes`.
+
+    Transparency that the format lacks is noted, but kept: it is flattened where the pixels are written.
+    """
     rgb, alpha, icc = picture.rgb, picture.alpha, picture.icc
     if picture.bits == 16 and suffix not in SIXTEEN_BITS:
         notes.append(f"16 bits rounded to 8, {suffix[1:]} holds no more; choose .png to keep them")
