@@ -65,6 +65,7 @@ class Numbers:
     model_s, total_s             of this one run: inside the network; with decoding, tiles and encoding
     warm                         the engine had run before, so no loading or compiling is in `model_s`
     p50_ms, p95_ms, runs, timed_px   of "Measure the speed": model only, warm, at `timed_px` (h, w)
+    busy                         other work took part of the processors while that was measured
     parameters, macs_g           multiply-adds for this picture
     peak_mib                     of the process while it ran
     parity                       verdict of the engine's parity record, "REFERENCE" for torch fp32
@@ -82,6 +83,7 @@ class Numbers:
     p95_ms: float | None = None
     runs: int | None = None
     timed_px: tuple[int, int] | None = None
+    busy: bool | None = None
     parameters: int | None = None
     macs_g: float | None = None
     peak_mib: float | None = None
@@ -127,6 +129,30 @@ class Result:
         for pane, row in zip(self.panes, record["panes"], strict=True):
             row["file"] = pane.file.name
         return record
+
+
+@dataclass(frozen=True)
+class BatchFile:
+    """One file of a batch: `entry` is its name in the zip, or `error` the sentence why there is none.
+
+    `name` as the user called it, `lr_size` (h, w) and `sr_size` (H, W).
+    """
+
+    name: str
+    entry: str | None = None
+    lr_size: tuple[int, int] | None = None
+    sr_size: tuple[int, int] | None = None
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """A finished batch: the zip, complete, and its files in the order they were given."""
+
+    zip: Path
+    files: tuple[BatchFile, ...]
 
 
 # A job yields Progress and, after every finished pane and at the end, the Result so far.
