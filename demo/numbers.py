@@ -337,17 +337,24 @@ def _cell(value: Any) -> Any:
 
 def to_json(result: Result) -> str:
     """One document: what made it, where, when, and every pane with its numbers; "inf" for pictures that are equal."""
-    where = describe()
     document = {
         "format": FORMAT,
-        "srkd": __version__,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": {key: where[key] for key in ("machine", "cpu", "cpus", "versions")},
+        **made_on(),
         "consistency": f"{CONSISTENCY.about}; reduced by bicubic interpolation, rounded to 8 bits",
         **result.to_json(),
         "name": shown_name(result.name),
     }
     return json.dumps(_spelt(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def made_on() -> dict[str, Any]:
+    """Version of srkd, time (UTC), and the machine, for documents that leave it."""
+    where = describe()
+    return {
+        "srkd": __version__,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": {key: where[key] for key in ("machine", "cpu", "cpus", "versions")},
+    }
 
 
 def _spelt(value: Any) -> Any:
