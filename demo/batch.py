@@ -1,0 +1,248 @@
+"""Many pictures through one network, into one zip with a manifest of what was done and what was not.
+
+The zip is complete or absent, whatever happens. Its pictures are stored as they are: PNG, JPEG and WebP do not
+shrink any further.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import unicodedata
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+from zipfile import ZIP_STORED, ZipFile
+
+from demo.downloads import save_as
+from demo.jobs import BatchFile, BatchResult, CompareRequest, Progress
+from demo.meter import in_words
+from demo.numbers import made_on, shown_name
+from demo.saying import reworded
+from srkd.errors import SrkdError
+from srkd.files import replacing
+from srkd.images import picture_format, picture_size
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    from demo.downloads import Wanted
+    from demo.jobs import Choice, Event, Result
+    from demo.service import Service
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+MOST_SR_PX = 200_000_000  # of all pictures of a batch: up to 600 MB where they are noise
+TOLD = 3  # reasons in the sentence about a batch of which nothing came
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file: `pixels` of its LR by the header, 0 where `error` says why it is not tried."""
+
+    path: Path
+    name: str
+    pixels: int = 0
+    error: str | None = None
+
+
+def batch(
+    service: Service,
+    files: Sequence[tuple[Path, str]],
+    choice: Choice,
+    tile: int | Literal["auto"],
+    wanted: Wanted,
+    folder: Path,
+) -> Iterator[Progress | BatchResult]:
+    """Enlarge (file, user's name of it) one after the other; the last event has the zip, which lies in `folder`.
+
+    A file that cannot be enlarged is listed with its reason, and the others go on; if none can, that is an error.
+    Closing the generator stops within one tile and leaves nothing.
+    """
+    jobs = _planned(service, files, choice, tile, folder)
+    scale = next(m.scale for m in service.models() if m.key == choice.model)
+    _check_total(jobs, scale)
+    archive = folder / f"srkd_x{scale}_{choice.model}_{choice.engine}-{choice.precision}.zip"
+    done: list[BatchFile] = []
+    meter = _Meter(sum(job.pixels for job in jobs))
+    with replacing(archive) as temporary, ZipFile(temporary, "w", ZIP_STORED) as zipped:
+        for number, job in enumerate(jobs, start=1):
+            if job.error is not None:
+                done.append(BatchFile(shown_name(job.name), error=job.error))
+                continue
+            head = f"file {number}/{len(jobs)} · {shown_name(job.name)}"
+            try:
+                result = yield from _enlarge(service, job, choice, tile, head, meter)
+                file, notes = _saved(result, job, wanted, folder)
+            except SrkdError as error:
+                done.append(BatchFile(shown_name(job.name), error=_told(error, job, folder)))
+            else:
+                entry = _unique(file.name, [f.entry for f in done if f.entry])
+                zipped.write(file, entry)
+                file.unlink()
+                done.append(_record(result, entry, notes))
+            meter.finish(job)
+        if all(f.error for f in done):
+            raise _nothing(done)
+        manifest = _manifest(service, choice, tile, wanted, done)
+        zipped.writestr(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    yield BatchResult(archive, tuple(done))
+
+
+# --- before -------------------------------------------------------------------------------------
+
+
+def _planned(
+    service: Service,
+    files: Sequence[tuple[Path, str]],
+    choice: Choice,
+    tile: int | Literal["auto"],
+    folder: Path,
+) -> list[Job]:
+    """Every file checked by its header; refused when they are too many, or none can be enlarged."""
+    most = service.limits.max_files
+    if not 0 < len(files) <= most:
+        raise SrkdError(f"A batch of {len(files)} files was asked for; give 1 to {most}.")
+    jobs = []
+    for path, name in files:
+        job = Job(path, name)
+        try:
+            service.check(CompareRequest(path, name, (choice,), tile=tile))
+            h, w = picture_size(path)
+            jobs.append(Job(path, name, pixels=h * w))
+        except SrkdError as error:
+            jobs.append(Job(path, name, error=_told(error, job, folder)))
+    if all(job.error for job in jobs):
+        raise _nothing([BatchFile(shown_name(job.name), error=job.error) for job in jobs])
+    return jobs
+
+
+def _check_total(jobs: list[Job], scale: int) -> None:
+    total = scale**2 * sum(job.pixels for job in jobs)
+    if total > MOST_SR_PX:
+        raise SrkdError(
+            f"These files would become {total / 1e6:.0f} megapixels in all at x{scale}, but a batch makes at most "
+            f"{MOST_SR_PX / 1e6:.0f}; give fewer or smaller ones at once."
+        )
+
+
+def _nothing(files: list[BatchFile]) -> SrkdError:
+    reasons = [f"{f.name}: {f.error}" for f in files]
+    more = f" And {len(reasons) - TOLD} more." if len(reasons) > TOLD else ""
+    return SrkdError(f"None of the files could be enlarged. {' '.join(reasons[:TOLD])}{more}")
+
+
+def _told(error: SrkdError, job: Job, folder: Path) -> str:
+    """The sentence without places of the server."""
+    return reworded(str(error), {job.path: shown_name(job.name), folder: "the server's disk"})
+
+
+# --- one file -----------------------------------------------------------------------------------
+
+
+class _Meter:
+    """How far the whole batch is: by LR pixels, never falling."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+        self.finished = 0
+        self.done = 0.0
+        self.begin = time.monotonic()
+
+    def progress(self, job: Job, part: float, text: str) -> Progress:
+        """`part` in [0, 1] of this file."""
+        self.done = max(self.done, (self.finished + part * job.pixels) / self.pixels)
+        if not self.done:
+            return Progress(0.0, text)
+        spent = time.monotonic() - self.begin
+        left = spent / self.done - spent
+        return Progress(self.done, f"{text} · ~{in_words(left)}", left)
+
+    def finish(self, job: Job) -> None:
+        self.finished += job.pixels
+
+
+def _enlarge(
+    service: Service,
+    job: Job,
+    choice: Choice,
+    tile: int | Literal["auto"],
+    head: str,
+    meter: _Meter,
+) -> Iterator[Progress]:
+    """Yields how far the batch is, returns the finished `Result`."""
+    result: Result | None = None
+    # Closed at once when this generator is: the garbage collector would free the device later.
+    upscaling = service.upscale(job.path, job.name, choice, tile)
+    with closing(cast("Generator[Event, None, None]", upscaling)) as events:
+        for event in events:
+            if isinstance(event, Progress):
+                # Its own estimate is of this file alone.
+                text = event.text.split(" · ~")[0]
+                yield meter.progress(job, event.done, f"{head} · {text}")
+            else:
+                result = event
+    if result is None or not result.complete:
+        raise SrkdError(f"{shown_name(job.name)} was stopped before it was finished; try it again.")
+    return result
+
+
+def _saved(result: Result, job: Job, wanted: Wanted, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """The enlarged picture in the wanted format, and its notes; the server's own copy is removed."""
+    (pane,) = (pane for pane in result.panes if pane.role == "model")
+    saved = save_as(pane, job.name, result.scale, picture_format(job.path), wanted, folder)
+    with suppress(OSError):
+        pane.file.unlink()
+    return saved.file, (*result.notes, *pane.notes, *saved.notes)
+
+
+def _record(result: Result, entry: str, notes: tuple[str, ...]) -> BatchFile:
+    (pane,) = (pane for pane in result.panes if pane.role == "model")
+    return BatchFile(
+        name=shown_name(result.name),
+        entry=entry,
+        lr_size=result.lr_size,
+        sr_size=pane.size,
+        seconds=pane.numbers.total_s,
+        notes=notes,
+    )
+
+
+def _unique(name: str, taken: list[str]) -> str:
+    """`name`, numbered if there is one like it: some systems see no difference between a.png and A.png."""
+    folded = {_folded(other) for other in taken}
+    path, number, candidate = Path(name), 1, name
+    while _folded(candidate) in folded:
+        number += 1
+        candidate = f"{path.stem}_{number}{path.suffix}"
+    return candidate
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _manifest(
+    service: Service,
+    choice: Choice,
+    tile: int | Literal["auto"],
+    wanted: Wanted,
+    files: list[BatchFile],
+) -> dict[str, object]:
+    model = next(m for m in service.models() if m.key == choice.model)
+    return {
+        "format": FORMAT,
+        **made_on(),
+        "model": {
+            "key": model.key,
+            "label": model.label,
+            "scale": model.scale,
+            "parameters": model.parameters,
+        },
+        "engine": choice.engine,
+        "precision": choice.precision,
+        "tile": tile,
+        "pictures": wanted,
+        "files": [asdict(file) for file in files],
+    }
