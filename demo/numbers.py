@@ -279,7 +279,7 @@ def _caption(result: Result, marked: bool) -> str:
         parts.append("one run is no measurement; cold: with loading or compiling")
     if any(n.p50_ms is not None for n in numbers):
         parts.append(
-            f"p50, p95: the network alone, warm, taking turns; less than {100 * SAME:.0f} % apart is a tie"
+            f"p50, p95: the network alone, warm, taking turns, on photographs; less than {100 * SAME:.0f} % apart is a tie"
         )
     if any(n.macs_g is not None for n in numbers):
         parts.append("multiply-adds of one pass over the whole LR picture, counted as fvcore does")

@@ -184,7 +184,7 @@ def runs_per_turn(typical_s: float, limits: Limits) -> tuple[int, str]:
     wanted = max(limits.runs, math.ceil(limits.seconds / typical_s))
     count = min(wanted, max(turns, int(limits.longest_s / typical_s)))
     each = math.ceil(count / turns)
-    if count == wanted:
+    if turns * each >= wanted:
         return each, ""
     return each, (
         f"{turns * each} runs, not {wanted}: one takes {1000 * typical_s:.0f} ms and a row is given "

@@ -153,14 +153,19 @@ def timed_runs(
     ]
     if quantity == "throughput":
         return Timed(Pipeline(engine, batches), WallClock())
-    floats = [to_floats(b) for b in batches]
-    if subject.device == "cpu":
-        inputs = cycle(floats)
+    return compute_runs(engine, subject.device, [to_floats(b) for b in batches], subject.name)
+
+
+def compute_runs(engine: Engine, device: str, batches: Sequence[np.ndarray], name: str) -> Timed:
+    """The engine alone. `batches` are (N, 3, h, w) float32 in [0, 1]: they take turns on the CPU; on CUDA the first
+    one stays on the device."""
+    if device == "cpu":
+        inputs = cycle(batches)
         return Timed(lambda: engine(next(inputs)), WallClock())
     import torch
 
-    lr = torch.from_numpy(floats[0]).to(subject.device)
-    run, stream = on_device(engine, lr, subject.name)
+    lr = torch.from_numpy(batches[0]).to(device)
+    run, stream = on_device(engine, lr, name)
     return Timed(run, CudaEvents(torch.cuda, stream))
 
 
