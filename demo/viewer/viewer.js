@@ -204,9 +204,16 @@
       }
       if (typeof state.fit === "boolean") this.fit = state.fit;
       if (typeof state.smooth === "boolean") this.smooth = state.smooth;
-      for (const part of ["slider", "lens", "difference"]) Object.assign(this[part], state[part]);
-      if (!S.GAINS.includes(this.difference.gain)) this.difference.gain = 4;
-      this.slider.at = G.clamp(Number(this.slider.at) || 0, 0, 1);
+      const { slider = {}, lens = {}, difference = {} } = state;
+      const within = (value) => G.clamp(Number(value) || 0, 0, 1);
+      for (const side of ["left", "right"]) if (slider[side]) this.slider[side] = slider[side];
+      if (slider.at !== undefined) this.slider.at = within(slider.at);
+      if (typeof lens.on === "boolean") this.lens.on = lens.on;
+      if ([1, 2, 4, 8].includes(lens.k)) this.lens.k = lens.k;
+      if (Array.isArray(lens.at)) [this.lens.at, this.lens.pinned] = [[within(lens.at[0]), within(lens.at[1])], true];
+      if (typeof difference.on === "boolean") this.difference.on = difference.on;
+      if (difference.against) this.difference.against = difference.against;
+      if (S.GAINS.includes(difference.gain)) this.difference.gain = difference.gain;
       this.refresh();
     }
 
@@ -307,12 +314,13 @@
       this.refresh();
     }
 
-    tap(key, point) {
+    /** A press on a pane. The lens comes there and stays; a second press frees it, where there is hovering. */
+    tap(key, point, hovering) {
       if (this.lens.on) {
         const held = this.lens.pinned;
         this.lens.pinned = false;
         this.hover(point);
-        this.lens.pinned = !held;
+        this.lens.pinned = !hovering || !held;
       }
       if (this.layoutMode() === "grid") this.active = key;
       this.refresh();
@@ -399,8 +407,8 @@
       if (!this.images.length) return;
       this.buildPanes();
       S.controls.sync(this);
-      this.layout();
       this.captions();
+      this.layout();
       this.paint();
       this.announce();
     }

@@ -28,7 +28,9 @@
     const list = root.querySelector(".srkd-list");
     const row = (key, text) => {
       const entry = make("div", "srkd-entry");
-      entry.append(make("dt", "srkd-key", key), make("dd", "", text));
+      const term = make("dt");
+      term.append(make("span", "srkd-key", key));
+      entry.append(term, make("dd", "", text));
       list.append(entry);
     };
     list.replaceChildren();
@@ -36,10 +38,10 @@
     for (const button of root.querySelectorAll("button[data-key]")) {
       const { key } = button.dataset;
       const shown = SPOKEN[key] ?? key;
-      row(shown, button.dataset.do === "hold" ? "Hold: the reference in every pane" : button.title);
+      row(shown, button.title);
       button.setAttribute("aria-keyshortcuts", key === "+" ? "Plus" : key);
       button.title += ` (${shown})`;
-      if (key.length === 1 && !button.classList.contains("srkd-icon")) {
+      if (!button.classList.contains("srkd-icon")) {
         const hint = make("span", "srkd-key", shown);
         hint.ariaHidden = "true";
         button.append(hint);
@@ -117,6 +119,20 @@
     pane.caption.replaceChildren(head, ...lines.map((line) => make("span", "srkd-line", line)));
   }
 
+  /** Where it is narrow the picture comes first, what to choose from after it. */
+  function narrow(root) {
+    const on = root.clientWidth < S.NARROW_PX;
+    const [stage, choose] = [root.querySelector(".srkd-stage"), root.querySelector(".srkd-choose")];
+    root.toggleAttribute("data-narrow", on);
+    if (on && stage.nextElementSibling !== choose) stage.after(choose);
+    else if (!on && choose.previousElementSibling === stage) root.querySelector(".srkd-keys").after(choose);
+  }
+
+  function about(root, { name, lr: [h, w], scale, protocol }) {
+    const size = `LR ${w}×${h} px, ×${scale} to ${w * scale}×${h * scale} px`;
+    write(root.querySelector(".srkd-about"), [name, size, protocol].filter(Boolean).join(" · "));
+  }
+
   /** Everything around the pictures, from the viewer's state. */
   function sync(viewer) {
     const { root } = viewer;
@@ -130,6 +146,8 @@
       else viewer.button(name).ariaDisabled = "true";
     };
     root.dataset.mode = mode;
+    narrow(root);
+    about(root, viewer.data);
     root.toggleAttribute("data-holding", viewer.holding);
     for (const name of ["grid", "stack", "slider"]) press(name, mode === name);
     press("lens", viewer.lens.on);

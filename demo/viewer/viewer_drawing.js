@@ -71,9 +71,8 @@
       if (source.key === against) return [...remarks, "the others are compared with this picture"];
       const { map } = this.content(key);
       if (!map) return remarks;
-      const name = this.image(against).label;
       const where = map.max ? `max |difference| ${map.max} of 255 at x ${map.x}, y ${map.y}` : "every pixel is the same";
-      return [...remarks, `${where} · against ${name}`];
+      return [...remarks, where];
     },
 
     // ---- panes ----
@@ -138,14 +137,15 @@
       const width = this.stage.clientWidth - padding;
       if (width <= 0) return;
       this.dpr = window.devicePixelRatio;
-      this.root.toggleAttribute("data-narrow", this.root.clientWidth < S.NARROW_PX);
       const full = document.fullscreenElement === this.root;
-      const height = full ? this.stage.clientHeight - padding : Math.max(280, 0.74 * window.innerHeight);
       const count = this.layoutMode() === "grid" ? this.visible().length : 1;
+      const share = count > 2 ? 0.92 : 0.78; // of the window; two rows need more
+      const height = full ? this.stage.clientHeight - padding : Math.max(280, share * window.innerHeight);
       const cols = G.columns(count, width, height, this.size, GAP_PX, CAPTION_PX);
       const rows = Math.ceil(count / cols);
       const paneWidth = Math.floor((width - GAP_PX * (cols - 1)) / cols);
       this.stage.style.setProperty("--srkd-columns", `repeat(${cols}, ${paneWidth}px)`);
+      this.stage.style.setProperty("--srkd-width", `${paneWidth}px`);
       const captions = [...this.panes.values()].map(({ caption }) => caption.offsetHeight);
       const room = Math.max(LOWEST_PX, (height - GAP_PX * (rows - 1)) / rows - Math.max(0, ...captions));
       const paneHeight = Math.min(room, (paneWidth * this.size.H) / this.size.W);
@@ -153,6 +153,9 @@
         vw: Math.max(1, Math.floor(paneWidth * this.dpr)),
         vh: Math.max(1, Math.round(paneHeight * this.dpr)),
       };
+      // A small picture enlarged by a whole number leaves a margin: at the sides, not above and below as well.
+      const tall = Math.max(LOWEST_PX * this.dpr, this.size.H * G.fitZoom(this.size, this.pane));
+      this.pane.vh = Math.min(this.pane.vh, Math.ceil(tall));
       this.stage.style.setProperty("--srkd-height", `${this.pane.vh / this.dpr}px`);
       this.stage.style.setProperty("--srkd-width", `${this.pane.vw / this.dpr}px`);
     },
@@ -259,9 +262,9 @@
         box.style.width = box.style.height = `${(region.side * scale * this.zoom) / this.dpr}px`;
       }
       write(
-        panel.querySelector(".srkd-region-text"),
+        panel.querySelector(".srkd-where"),
         `LR x ${region.x}–${region.x + region.side - 1}, y ${region.y}–${region.y + region.side - 1}`
-          + (this.lens.pinned ? " · click the picture to move it" : " · click a picture to hold it here"),
+          + (this.lens.pinned ? " · press a picture to move it" : " · press a picture to hold it here"),
       );
       const keys = this.shown();
       while (this.crops.children.length > keys.length) this.crops.lastChild.remove();

@@ -14,8 +14,10 @@
 
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
+  /** The largest zoom that shows the whole picture; whole numbers above 1, where pixels are squares of one size. */
   function fitZoom(size, pane) {
-    return Math.min(pane.vw / size.W, pane.vh / size.H);
+    const zoom = Math.min(pane.vw / size.W, pane.vh / size.H);
+    return zoom > 1 ? Math.floor(zoom) : zoom;
   }
 
   /** Zoom from "whole picture, or 1:1 where that is smaller" to x32. */

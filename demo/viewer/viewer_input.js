@@ -51,7 +51,9 @@
     }
     stage.addEventListener("click", (event) => {
       const point = pointIn(viewer, event.clientX, event.clientY);
-      if (point && !moved && !event.target.closest(".srkd-handle")) viewer.tap(point.key, point.at);
+      if (point && !moved && !event.target.closest(".srkd-handle")) {
+        viewer.tap(point.key, point.at, event.pointerType !== "touch");
+      }
     }, { signal });
     stage.addEventListener("dblclick", (event) => {
       const point = pointIn(viewer, event.clientX, event.clientY);
