@@ -1,0 +1,192 @@
+"""What reaches the page's server at all: this host, this page's own requests, its own routes, small bodies.
+
+Gradio offers more routes than the page uses (a proxy, fetching of addresses, recordings, saved pages), and
+an event that the page hides stays reachable over HTTP. This ASGI middleware stands before all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# "/" and these are what the page and `gradio_client` ask for; the rest of Gradio's routes answer 404.
+READS = (
+    "/assets/",
+    "/static/",
+    "/theme.css",
+    "/favicon.ico",
+    "/robots.txt",
+    "/manifest.json",
+    "/config",
+    "/gradio_api/info",
+    "/gradio_api/startup-events",
+    "/gradio_api/app_id",
+    "/gradio_api/heartbeat/",
+    "/gradio_api/upload_progress",
+    "/gradio_api/queue/data",
+    "/gradio_api/queue/status",
+    "/gradio_api/call/",
+    "/gradio_api/file=",
+)
+UPLOAD = "/gradio_api/upload"
+WRITES = (
+    UPLOAD,
+    "/gradio_api/queue/join",
+    "/gradio_api/call/",
+    "/gradio_api/cancel",
+    "/gradio_api/reset",
+)
+# Settings, keys and paths of uploads; no event of the page carries more.
+MOST_JSON_BYTES = 256 * 1024
+# Form boundaries and file names around the uploaded bytes.
+FORM_BYTES = 64 * 1024
+LEAST_FREE_BYTES = 1 << 30
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Gradio's page needs inline script and `new Function`; nothing of it may come from, or go to, elsewhere.
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """`uploads` is the only folder that a request may name; `most_upload_bytes` of one request together.
+
+    `hosts` the names this server answers to; None: any, for a server that is not on the loopback.
+    """
+
+    uploads: Path
+    most_upload_bytes: int
+    hosts: tuple[str, ...] | None = LOOPBACK
+
+
+class Guard:
+    """ASGI middleware: refuses with a status and one sentence, or passes the request on unchanged."""
+
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+        self.app = app
+        self.rules = rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is None and scope["method"] == "POST" and scope["path"] != UPLOAD:
+            body = await _body(receive)
+            if names_strange_file(body, self.rules.uploads):
+                refusal = 422, "Files come by upload to this page only; upload the picture first."
+            receive = _replay(body, receive)
+        if refusal is not None:
+            status, sentence = refusal
+            await PlainTextResponse(sentence, status)(scope, receive, send)
+            return
+        await self.app(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if self.rules.hosts is not None and _host_name(host) not in self.rules.hosts:
+            # A name of another site that resolves to this machine would share its pages with that site.
+            return 421, "This page answers on this machine's own address only."
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return 403, "Requests from pages of other sites are refused."
+        return self._wrong_route(scope["method"], scope["path"]) or self._wrong_size(scope, headers)
+
+    def _wrong_route(self, method: str, path: str) -> tuple[int, str] | None:
+        allowed = {"GET": READS, "HEAD": READS, "POST": WRITES}.get(method, ())
+        if (path != "/" or method == "POST") and not path.startswith(allowed):
+            return 404, "There is no such page here."
+        if path.startswith("/gradio_api/file=") and "://" in path:
+            return 403, "This server fetches nothing from other addresses."
+        return None
+
+    def _wrong_size(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+        if scope["method"] != "POST":
+            return None
+        if not headers.get("content-length", "").isdecimal():
+            return 411, "Say the length of the request (Content-Length)."
+        length = int(headers["content-length"])
+        if scope["path"] != UPLOAD:
+            too_long = length > MOST_JSON_BYTES
+            return (413, "The request is too long.") if too_long else None
+        if length > self.rules.most_upload_bytes + FORM_BYTES:
+            most_mb = self.rules.most_upload_bytes // 1_000_000
+            return 413, f"Upload at most {most_mb} MB at once."
+        if shutil.disk_usage(self.rules.uploads).free < LEAST_FREE_BYTES + length:
+            return 507, "The server's disk is full; try again later."
+        return None
+
+
+def names_strange_file(body: bytes, uploads: Path) -> bool:
+    """True if the JSON of an event names a file that lies outside `uploads`, an address included."""
+    try:
+        waiting: list[Any] = [json.loads(body)]
+    except ValueError:
+        return False  # Gradio answers what is no JSON
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if "path" in value and value["path"] is not None and not lies_in(value["path"], uploads):
+                return True
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+    return False
+
+
+def lies_in(path: object, folder: Path) -> bool:
+    """True for the absolute path of something below `folder`, links and `..` followed."""
+    if not isinstance(path, str) or not path.startswith("/") and not Path(path).is_absolute():
+        return False
+    try:
+        return Path(path).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # a loop of links, a NUL byte
+        return False
+
+
+def _host_name(host: str) -> str:
+    return urlsplit(f"//{host}").hostname or ""
+
+
+async def _body(receive: Receive) -> bytes:
+    """The whole body; its length was checked against the header, which the server enforces."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["Content-Security-Policy"] = POLICY
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers["Referrer-Policy"] = "no-referrer"
+        await send(message)
+
+    return sending

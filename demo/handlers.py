@@ -1,0 +1,172 @@
+"""What happens when something is pressed: the page's values in, texts, pictures and files for the page out.
+
+Every handler is a generator, so that Gradio can close it between two tiles. It yields one value per output;
+`gr.skip()` leaves an output as it is. Nothing of a user is kept here: results go to that user's page.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demo import markup
+from demo.asked import Asked, Format, batch_of, choices_of, compare_request, format_of
+from demo.batch import batch
+from demo.downloads import safe_stem, save_as
+from demo.jobs import BatchResult, Progress, Result
+from demo.numbers import table as numbers_table
+from demo.numbers import to_csv, to_json
+from demo.speedtest import measure, with_times
+from demo.uploads import file_record
+from demo.viewer_data import viewer_data
+from srkd.errors import SrkdError
+from srkd.images import picture_format
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from demo.service import Service
+
+UNEXPECTED = (
+    "Something went wrong on the server, and its log says what. Try again, or with another picture or network."
+)
+SHOWN_S = 20
+SPEED_SECONDS = 20
+log = logging.getLogger("srkd.demo")
+
+Outputs = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one user's page remembers: the pictures, and the format (png, jpg, ...) of the upload."""
+
+    result: Result
+    original: str
+
+
+class Handlers:
+    """The service, and the folder in which uploads and results lie."""
+
+    def __init__(self, service: Service, folder: Path) -> None:
+        self.service = service
+        self.folder = folder
+
+    def compare(self, *values: Any) -> Iterator[Outputs]:
+        """Values of `Asked` -> status, viewer, table, what is kept for this user, files, their format."""
+        request = compare_request(Asked(*values), self.service.models(), self.folder)
+        self.service.check(request)
+        original = picture_format(request.picture)
+        yield markup.status("starting", 0.0), gr.skip(), gr.skip(), None, None, "png"
+        kept = None
+        for event in self.service.compare(request):
+            if isinstance(event, Progress):
+                yield markup.progress(event), *[gr.skip()] * 5
+            else:
+                kept = Kept(event, original)
+                table = markup.table(numbers_table(event))
+                yield gr.skip(), shown(event), table, kept, gr.skip(), gr.skip()
+        assert kept is not None, "a comparison ends with its result"
+        files = self.downloads(kept, "png")
+        yield markup.status("Done."), gr.skip(), gr.skip(), gr.skip(), files, gr.skip()
+
+    def files(self, kept: Kept | None, wanted: Any) -> Iterator[Outputs]:
+        """-> status, files: every picture in the wanted format, the table as JSON and CSV."""
+        wanted = format_of(wanted)
+        yield gr.skip(), None if kept is None else self.downloads(kept, wanted)
+
+    def downloads(self, kept: Kept, wanted: Format) -> dict[str, Any]:
+        """Files of a finished comparison in a new folder, and what was lost on the way into their format."""
+        result = kept.result
+        if not all(pane.file.is_file() for pane in result.panes):
+            raise SrkdError("The server no longer keeps these pictures; compare again.")
+        name = f"{safe_stem(result.name)}_x{result.scale}_table"
+        notes: list[str] = []
+        with self.service.workspace.job(sum(p.file.stat().st_size for p in result.panes)) as into:
+            files: list[Path] = []
+            for pane in result.panes:
+                saved = save_as(pane, result.name, result.scale, kept.original, wanted, into)
+                files.append(saved.file)
+                notes += [f"{saved.file.name}: {note}" for note in saved.notes]
+            for suffix, text in ((".json", to_json(result)), (".csv", to_csv(result))):
+                files.append(into / f"{name}{suffix}")
+                files[-1].write_text(text, encoding="utf-8", newline="")
+        return {"files": [file_record(file) for file in files], "notes": notes}
+
+    def speed(self, kept: Kept | None, *settings: Any) -> Iterator[Outputs]:
+        """Networks, engine, precision -> status, viewer, table, kept with the times in it."""
+        if kept is None:
+            raise SrkdError("Compare a picture first; the speed is measured at its size.")
+        choices = choices_of(self.service.models(), *settings)
+        result = kept.result
+        for event in measure(self.service, choices, result.lr_size, SPEED_SECONDS):
+            if isinstance(event, Progress):
+                yield markup.progress(event), gr.skip(), gr.skip(), gr.skip()
+            else:
+                result = with_times(result, event)
+        table = markup.table(numbers_table(result))
+        yield markup.status("Speed measured."), shown(result), table, replace(kept, result=result)
+
+    def batch(
+        self, files: Any, model: Any, engine: Any, precision: Any, wanted: Any
+    ) -> Iterator[Outputs]:
+        """-> status, the zip."""
+        (choice,) = choices_of(self.service.models(), [model], engine, precision)
+        uploads = batch_of(files, self.folder, self.service.limits.max_files)
+        yield markup.status("starting", 0.0), None
+        named = [(upload.path, upload.name) for upload in uploads]
+        into = self.service.workspace.folder()
+        for event in batch(self.service, named, choice, "auto", format_of(wanted), into):
+            if isinstance(event, Progress):
+                yield markup.progress(event), gr.skip()
+            elif isinstance(event, BatchResult):
+                failed = [f"{file.name}: {file.error}" for file in event.files if file.error]
+                done = f"Done: {len(event.files) - len(failed)} of {len(event.files)} pictures."
+                yield markup.status(done), {"files": [file_record(event.zip)], "notes": failed}
+
+
+def shown(result: Result) -> dict[str, Any]:
+    """What the viewer mounts; each picture's file becomes an address when Gradio sends it."""
+    data = viewer_data(result, lambda path: "")
+    for image, pane in zip(data["images"], result.panes, strict=True):
+        image["file"] = file_record(pane.file)
+    return data
+
+
+def guarded(handler: Callable[..., Iterator[Outputs]], outputs: int, folder: Path) -> Callable[..., Any]:
+    """`handler` with every failure as one sentence: in its first output, the status, and as a message.
+
+    An `SrkdError` is said as it is, any other is a fault of ours: a plain sentence, the rest to the log.
+    `outputs` 0: an endpoint for programs, which has no status line.
+    """
+
+    @functools.wraps(handler)
+    def run(*values: Any) -> Iterator[Outputs]:
+        try:
+            yield from handler(*values)
+        except Exception as error:
+            sentence = sentence_of(error, folder)
+        else:
+            return
+        if outputs:
+            yield markup.refusal(sentence), *[gr.skip()] * (outputs - 1)
+        # The page shows the message as HTML; a program reads it as it is.
+        text = escape(sentence) if outputs else sentence
+        raise gr.Error(text, duration=SHOWN_S, title="Not done", print_exception=False)
+
+    return run
+
+
+def sentence_of(error: Exception, folder: Path) -> str:
+    """What a user may read of an error: no path of the server."""
+    if not isinstance(error, SrkdError):
+        log.error("a request failed", exc_info=error)
+        return UNEXPECTED
+    return re.sub(rf"{re.escape(str(folder))}(/[^/\s]+)*/", "", str(error))

@@ -1,0 +1,64 @@
+"""The few pieces of HTML that the page makes itself; every text that goes in is escaped here."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from demo.jobs import Progress
+    from demo.numbers import Table
+
+
+def status(text: str, done: float | None = None) -> str:
+    """The status line; with `done` in [0, 1] a bar beside it."""
+    bar = "" if done is None else f'<progress max="1" value="{done:.3f}" aria-label="progress"></progress>'
+    return f'<p class="srkd-page-status" role="status">{bar}<span>{escape(text)}</span></p>'
+
+
+def progress(event: Progress) -> str:
+    return status(event.text, event.done)
+
+
+def refusal(sentence: str) -> str:
+    return f'<p class="srkd-page-status srkd-page-refusal" role="status"><span>{escape(sentence)}</span></p>'
+
+
+def table(content: Table) -> str:
+    """A table whose first column names the rows; it scrolls by itself where it is wider than the page."""
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in content.headers)
+    body = "".join(_row(content, number) for number in range(len(content.rows)))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in content.notes)
+    return (
+        '<div class="srkd-page-table" tabindex="0" role="region" aria-label="results">'
+        f"<table><caption>{escape(content.caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        + (f'<ul class="srkd-page-notes">{notes}</ul>' if notes else "")
+    )
+
+
+def _row(content: Table, number: int) -> str:
+    name, *cells = content.rows[number]
+    best = {column for row, column in content.marks if row == number}
+    texts = "".join(
+        f'<td class="srkd-page-best">{escape(cell)}</td>' if column in best else f"<td>{escape(cell)}</td>"
+        for column, cell in enumerate(cells, start=1)
+    )
+    return f'<tr><th scope="row">{escape(name)}</th>{texts}</tr>'
+
+
+def unavailable(engines: Sequence[tuple[str, str]]) -> str:
+    """Engines that cannot run here, each with the reason in words."""
+    if not engines:
+        return ""
+    items = "".join(
+        f'<li aria-disabled="true"><s>{escape(label)}</s> not available here: {escape(reason)}</li>'
+        for label, reason in engines
+    )
+    return f'<ul class="srkd-page-unavailable">{items}</ul>'
+
+
+def hint(text: str) -> str:
+    return f'<p class="srkd-page-hint">{escape(text)}</p>'

@@ -1,0 +1,93 @@
+"""How the page is served: what is off, how long files live, how many may wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from demo.guard import LOOPBACK, Guard, Rules
+from srkd.errors import SrkdError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from demo.service import Limits
+
+# Every job that computes shares this one lane, so that two never share a processor.
+DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
+DELETE_CACHE_S = (3600, 7200)  # every hour, files older than two
+MOST_SESSIONS = 1000
+# Fonts of the reader's own system: nothing is fetched from elsewhere.
+FONT = ["system-ui", "sans-serif"]
+FONT_MONO = ["ui-monospace", "monospace"]
+
+
+def theme() -> gr.themes.Base:
+    """Grey all through: a tinted surround changes how the pictures' colours look."""
+    grey = gr.themes.colors.neutral
+    base = gr.themes.Base(
+        primary_hue=grey, secondary_hue=grey, neutral_hue=grey, font=FONT, font_mono=FONT_MONO
+    )
+    # The theme's own lesser text is too pale to read (2.5:1 on white).
+    lesser = {
+        name + end: f"*neutral_{shade}"
+        for name in ("body_text_color_subdued", "block_info_text_color", "block_label_text_color")
+        for end, shade in (("", 600), ("_dark", 300))
+    }
+    return base.set(**lesser)
+
+
+def serve(page: gr.Blocks, *, limits: Limits, folder: Path, head: str, host: str, port: int, waiting: int) -> str:
+    """Start `page` in the background; returns its address. `waiting` jobs at most, more are refused.
+
+    `folder` is the upload folder, which the environment variable GRADIO_TEMP_DIR names to Gradio.
+    """
+    most = (limits.max_files + 1) * limits.max_bytes
+    rules = Rules(folder, most, LOOPBACK if host in LOOPBACK else None)
+    # Without it the variable would open folders although none is allowed below.
+    os.environ.pop("GRADIO_ALLOWED_PATHS", None)
+    # The queue is the only way in: a direct call would pass the lane by.
+    page.queue(max_size=waiting, api_open=False, default_concurrency_limit=4)
+    options: dict[str, Any] = {
+        "server_name": host,
+        "server_port": free_port(host, port),
+        "app_kwargs": {"middleware": [Middleware(Guard, rules=rules)]},
+        "max_file_size": limits.max_bytes,
+        "allowed_paths": [],
+        "share": False,
+        "strict_cors": True,
+        "show_error": False,
+        "ssr_mode": False,
+        "mcp_server": False,
+        "pwa": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "state_session_capacity": MOST_SESSIONS,
+        "footer_links": ["api"],
+        "theme": theme(),
+        "head": head,
+        "quiet": True,
+        "inbrowser": False,
+        "prevent_thread_lock": True,
+    }
+    _, address, _ = page.launch(**options)
+    return address
+
+
+def free_port(host: str, port: int) -> int:
+    """`port` if nothing listens there, any free one for 0."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SrkdError(
+                f"The page cannot listen on {host} port {port} ({error.strerror}); "
+                "give another --port (0: any free one) or another --host."
+            ) from error
+        return probe.getsockname()[1]

@@ -1,0 +1,255 @@
+"""The parts of the page, laid out but not yet wired; `demo.page` says what each of them starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demo import markup
+from demo.settings import model_label, of_scale, precisions_of, scales, usable
+from demo.viewer_data import assets
+
+if TYPE_CHECKING:
+    from demo.entries import EngineEntry
+    from demo.service import Service
+    from demo.settings import Settings
+
+ASSETS = Path(__file__).parent / "assets"
+EXAMPLES = Path(__file__).parent / "examples"
+FORMATS = [("PNG, exact", "png"), ("the format uploaded", "original")]
+# Plain blocks: Gradio's own text styles would reach into our tables and lists.
+PLAIN: dict[str, Any] = {"apply_default_css": False, "padding": False}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture of demo/examples; `scale` is that of its LR, `truth` may be missing."""
+
+    picture: Path
+    truth: Path | None
+    scale: int
+    title: str
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """The widgets that say what is compared."""
+
+    picture: gr.Image
+    truth: gr.Image
+    shrink: gr.Checkbox
+    scale: gr.Dropdown
+    models: gr.CheckboxGroup
+    engine: gr.Dropdown
+    precision: gr.Dropdown
+    reference: gr.Dropdown
+    limits: gr.HTML
+    gallery: gr.Gallery
+    examples: list[Example]
+
+    def asked(self) -> list[Any]:
+        """In the order of `demo.asked.Asked`."""
+        return [
+            self.picture,
+            self.truth,
+            self.shrink,
+            self.models,
+            self.engine,
+            self.precision,
+            self.reference,
+        ]
+
+    def linked(self) -> list[Any]:
+        """Those that a link carries, in the order of `Settings`."""
+        return [self.scale, self.models, self.engine, self.precision, self.reference]
+
+
+@dataclass(frozen=True)
+class Showing:
+    """The widgets that show what came out."""
+
+    status: gr.HTML
+    viewer: gr.HTML
+    table: gr.HTML
+    files: gr.HTML
+    wanted: gr.Radio
+
+
+def head() -> str:
+    """Style and script of the viewer and of the page, inline, so that the page asks nobody for anything."""
+    _, viewer_css, viewer_js = assets()
+    css = viewer_css + (ASSETS / "page.css").read_text(encoding="utf-8")
+    js = viewer_js + (ASSETS / "page.js").read_text(encoding="utf-8")
+    return f"<style>{css}</style><script>{js}</script>"
+
+
+def choosing(service: Service, first: Settings) -> Choosing:
+    """The left column above its buttons: picture, examples, ground truth, networks, engine."""
+    limits = gr.HTML(limits_text(service, first.scale), **PLAIN)
+    picture = _upload("Picture to enlarge", "srkd-picture", 190)
+    examples = read_examples()
+    gallery = gr.Gallery(
+        [(example.picture, example.title) for example in examples],
+        label="Or an example: one click compares it",
+        columns=3,
+        height="auto",
+        allow_preview=False,
+        interactive=False,
+        object_fit="cover",
+        buttons=[],
+        elem_id="srkd-examples",
+    )
+    models = gr.CheckboxGroup(
+        model_choices(service, first.scale),
+        value=list(first.models),
+        label=f"Networks (up to {service.limits.max_choices})",
+        elem_id="srkd-models",
+    )
+    with gr.Row(elem_classes="srkd-page-tight"):
+        factors = [(f"x{factor}", factor) for factor in scales(service.models())]
+        scale = gr.Dropdown(
+            factors, value=first.scale, label="Scale", filterable=False, min_width=64, scale=2
+        )
+        engine, precision = engine_choosers(service, first)
+    gr.HTML(unavailable_text(service.engines()), **PLAIN)
+    reference = gr.Dropdown(
+        reference_choices(service, first.scale),
+        value=first.reference,
+        label="Agreement is counted against (without a ground truth)",
+        filterable=False,
+    )
+    with gr.Accordion("Ground truth (optional)", open=False, elem_id="srkd-truth-box"):
+        truth = _upload("Ground truth, scale times as large", "srkd-truth", 160)
+        shrink = gr.Checkbox(
+            label="The picture above is the ground truth: shrink it first",
+            info="Its bicubic reduction is enlarged and compared with it.",
+            elem_id="srkd-shrink",
+        )
+    return Choosing(
+        picture,
+        truth,
+        shrink,
+        scale,
+        models,
+        engine,
+        precision,
+        reference,
+        limits,
+        gallery,
+        examples,
+    )
+
+
+def engine_choosers(service: Service, first: Settings) -> tuple[gr.Dropdown, gr.Dropdown]:
+    """Engine and precision, of those that run here."""
+    engines = service.engines()
+    engine = gr.Dropdown(
+        [(entry.label, entry.key) for entry in usable(engines)],
+        value=first.engine,
+        label="Engine",
+        filterable=False,
+        min_width=120,
+        scale=5,
+    )
+    precision = gr.Dropdown(
+        list(precisions_of(engines, first.engine)),
+        value=first.precision,
+        label="Precision",
+        filterable=False,
+        min_width=80,
+        scale=3,
+    )
+    return engine, precision
+
+
+def showing() -> Showing:
+    """The right column below its status line: viewer, table, downloads."""
+    markup_of_viewer, _, _ = assets()
+    with gr.Row(elem_id="srkd-run"):
+        status = gr.HTML(
+            markup.status("Choose a picture or an example."), elem_id="srkd-status", **PLAIN
+        )
+    viewer = gr.HTML(
+        None,
+        html_template=f'<p class="srkd-page-empty">The pictures appear here, side by side.</p>'
+        f'<div class="srkd-mount" hidden>{markup_of_viewer}</div>',
+        js_on_load="SrkdPage.viewer(element, props, watch);",
+        elem_id="srkd-viewer",
+        **PLAIN,
+    )
+    table = gr.HTML("", elem_id="srkd-results", **PLAIN)
+    wanted = gr.Radio(FORMATS, value="png", label="Download as", elem_id="srkd-wanted")
+    files = downloads("srkd-files")
+    return Showing(status, viewer, table, files, wanted)
+
+
+def downloads(elem_id: str) -> gr.HTML:
+    """Links with sizes; the value is {"files": [record of `uploads.file_record`, ...], "notes": [text, ...]}."""
+    return gr.HTML(
+        None,
+        html_template='<div class="srkd-page-downloads"></div>',
+        js_on_load="SrkdPage.downloads(element, props, watch);",
+        elem_id=elem_id,
+        **PLAIN,
+    )
+
+
+def _upload(label: str, elem_id: str, height: int) -> gr.Image:
+    """The file stays as it is: decoding, orientation and depth are the service's work."""
+    return gr.Image(
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        buttons=[],
+        label=label,
+        height=height,
+        elem_id=elem_id,
+    )
+
+
+def settings_updates(service: Service, settings: Settings) -> list[Any]:
+    """One update per widget of `Choosing.linked`, and the limits of that scale."""
+    names = precisions_of(service.engines(), settings.engine)
+    return [
+        settings.scale,
+        gr.CheckboxGroup(model_choices(service, settings.scale), value=list(settings.models)),
+        settings.engine,
+        gr.Dropdown(list(names), value=settings.precision),
+        gr.Dropdown(reference_choices(service, settings.scale), value=settings.reference),
+        limits_text(service, settings.scale),
+    ]
+
+
+def read_examples() -> list[Example]:
+    """Those of demo/examples/index.json."""
+    return [
+        Example(
+            EXAMPLES / entry["file"],
+            EXAMPLES / entry["truth"] if entry["truth"] else None,
+            entry["scale"],
+            entry["title"],
+        )
+        for entry in json.loads((EXAMPLES / "index.json").read_text(encoding="utf-8"))
+    ]
+
+
+def model_choices(service: Service, scale: int) -> list[tuple[str, str]]:
+    return [(model_label(entry), entry.key) for entry in of_scale(service.models(), scale)]
+
+
+def reference_choices(service: Service, scale: int) -> list[tuple[str, str]]:
+    return [(entry.label, entry.key) for entry in of_scale(service.models(), scale)]
+
+
+def unavailable_text(engines: list[EngineEntry]) -> str:
+    return markup.unavailable(
+        [(entry.label, entry.reason) for entry in engines if entry.reason is not None]
+    )
+
+
+def limits_text(service: Service, scale: int) -> str:
+    return markup.hint(service.limits.sentence(scale))
