@@ -10,13 +10,13 @@ To add one: its module with an opener, and one line in ENGINES. Importing this l
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from deploy.machine import absence, gpu, require
-from deploy.sidecar import PARITY_FILE, read_parity, read_sidecar, record_hash
+from deploy.sidecar import PARITY_FILE, how_to_rebuild, read_parity, read_sidecar, record_hash
 from deploy.tensorrt_library import ELSEWHERE, LIBRARIES
 from srkd.compiler import cpp_compiler
 from srkd.errors import CheckFailedError, MissingError, SrkdError, nearest
@@ -354,7 +354,8 @@ def check_file(file: Path) -> Sidecar:
     """The sidecar of an exported file, if both belong together and the parity record to them.
 
     Refused: no file, no sidecar, a damaged or newer one, a file or parity record of another hash, a
-    verdict that is not that of the record.
+    verdict that is not that of the record. A verdict whose record is not there counts as UNVERIFIED, for nobody
+    can compare it; FAIL stays.
     """
     if not file.is_file():
         raise SrkdError(f"there is no exported file {file}; make it with deploy/export.py.")
@@ -363,10 +364,9 @@ def check_file(file: Path) -> Sidecar:
     if sha256(file) != sidecar.engine_sha256:
         raise SrkdError(
             f"{file} is not the file its sidecar describes (its hash differs: it was changed, cut "
-            f"short or replaced). Build it again: {sidecar.rebuild}"
+            f"short or replaced). Build it again: {how_to_rebuild(file, sidecar)}"
         )
-    _check_verdict(file, sidecar)
-    return sidecar
+    return _with_proved_verdict(file, sidecar)
 
 
 def _check_settings(file: Path, sidecar: Sidecar) -> None:
@@ -383,36 +383,40 @@ def _check_settings(file: Path, sidecar: Sidecar) -> None:
         damage.append(f"engine '{sidecar.engine}' {'with' if sidecar.build else 'without'} a build")
     if damage:
         raise SrkdError(
-            f"the sidecar of {file} is damaged ({'; '.join(damage)}). Build it again: {sidecar.rebuild}"
+            f"the sidecar of {file} is damaged ({'; '.join(damage)}). Build it again: {how_to_rebuild(file, sidecar)}"
         )
 
 
-def _check_verdict(file: Path, sidecar: Sidecar) -> None:
+def _with_proved_verdict(file: Path, sidecar: Sidecar) -> Sidecar:
     """Refuse a verdict that rests on no parity record, or on another one than lies beside the file.
 
-    A file may be copied without parity.json: then the record is not there to compare, which `_notes` says.
+    A file may be copied without parity.json: it loads, but as what it can show (`_notes` tells).
     """
     proved = sidecar.parity.get("record_sha256")
     if proved is None:
         if sidecar.verdict in MEASURED:
             raise SrkdError(
                 f"the sidecar of {file} says {sidecar.verdict} and names no parity record that this rests on, "
-                f"so it was edited. Build it again: {sidecar.rebuild}"
+                f"so it was edited. Build it again: {how_to_rebuild(file, sidecar)}"
             )
-        return
+        return sidecar
     record = read_parity(file.parent).get(file.name)
     if record is None:
-        return
+        if sidecar.verdict == "FAIL":
+            return sidecar
+        demoted = {"verdict": "UNVERIFIED", "claimed": sidecar.verdict}
+        return replace(sidecar, parity={**sidecar.parity, **demoted})
     if record_hash(record) != proved:
         raise SrkdError(
             f"the parity record of {file} is not the one its sidecar's verdict rests on. Build it "
-            f"again: {sidecar.rebuild}"
+            f"again: {how_to_rebuild(file, sidecar)}"
         )
     if record["verdict"] != sidecar.verdict:
         raise SrkdError(
             f"the sidecar of {file} says {sidecar.verdict}, and the parity record that this rests on says "
-            f"{record['verdict']}. Build it again: {sidecar.rebuild}"
+            f"{record['verdict']}. Build it again: {how_to_rebuild(file, sidecar)}"
         )
+    return sidecar
 
 
 def check_build(file: Path, sidecar: Sidecar) -> None:
@@ -424,13 +428,13 @@ def check_build(file: Path, sidecar: Sidecar) -> None:
     if have != built:
         raise MissingError(
             f"{file} was built by {kind.module} {built}, and this machine has {have}: such files do not "
-            f"move between versions. Build it again: {sidecar.rebuild}"
+            f"move between versions. Build it again: {how_to_rebuild(file, sidecar)}"
         )
     here, meant = gpu(), sidecar.build["compute_capabilities"]
     if meant and (here is None or here.capability not in meant):
         raise MissingError(
             f"{file} was built on {sidecar.build['gpu']} for compute capability {', '.join(meant)}, and this "
-            f"machine has {here or 'no NVIDIA GPU'}. Build it again on the machine that runs it: {sidecar.rebuild}"
+            f"machine has {here or 'no NVIDIA GPU'}. Build it again on the machine that runs it: {how_to_rebuild(file, sidecar)}"
         )
 
 
@@ -439,17 +443,16 @@ def _notes(file: Path, sidecar: Sidecar) -> tuple[str, ...]:
         "FAIL": f"{file.name} FAILED its parity check and must not be used; see report.md beside it.",
         "INCONCLUSIVE": f"{file.name}: parity is INCONCLUSIVE; see report.md beside it.",
         "UNVERIFIED": f"{file.name} is UNVERIFIED: it was exported without a parity check. "
-        f"Verify it: {sidecar.rebuild}",
+        f"Verify it: {how_to_rebuild(file, sidecar)}",
         "BUILT, NOT VERIFIED": f"{file.name} is BUILT, NOT VERIFIED: the machine that built it could not "
-        f"run it. Verify it on one that can: {sidecar.rebuild}",
+        f"run it. Verify it on one that can: {how_to_rebuild(file, sidecar)}",
     }
-    notes = [said[sidecar.verdict]] if sidecar.verdict in said else []
-    proved = sidecar.parity.get("record_sha256")
-    if proved is not None and file.name not in read_parity(file.parent):
-        notes.append(
-            f"the parity record was left behind: {PARITY_FILE} beside {file.name} does not hold the "
-            f"measurements that the verdict {sidecar.verdict} rests on; copy it along to have them compared."
+    if sidecar.verdict == "UNVERIFIED" and sidecar.parity.get("record_sha256") is not None:
+        said["UNVERIFIED"] = (
+            f"{file.name} is UNVERIFIED: its sidecar says {sidecar.parity['claimed']}, but {PARITY_FILE} beside it does not hold the "
+            f"measurements that this rests on. Copy it along, or verify it: {how_to_rebuild(file, sidecar)}"
         )
+    notes = [said[sidecar.verdict]] if sidecar.verdict in said else []
     if sidecar.precision == "fp16" and sidecar.settings.get("provider") == CPU_PROVIDER:
         notes.append(
             f"{file.name} holds float16, which ONNX Runtime computes in float32 on a CPU: that it runs "

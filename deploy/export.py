@@ -22,19 +22,13 @@ from deploy.engines import (
     require_engine,
 )
 from deploy.places import default_folder, export_file
-from deploy.records import (
-    BUILTIN,
-    REPORT_FILE,
-    Request,
-    describe,
-    picture_path,
-    save_worst,
-    write_report,
-)
+from deploy.records import BUILTIN, Request, data_name, describe, picture_path, save_worst
 from deploy.sidecar import (
     PARITY_FILE,
+    REPORT_FILE,
     Verdict,
     drop_parity,
+    how_to_rebuild,
     record_hash,
     sidecar_path,
     write_parity,
@@ -191,7 +185,7 @@ def export(
         opened, absent = _open(file, sidecar, sizes, stages)
         found = _verify(loaded, made, opened, absent, precision, inputs, photos, stages)
     record = _record(file, sidecar, found, made)
-    write_report(folder, write_parity(folder, file.name, record))
+    write_parity(folder, file.name, record)
     proved = {
         "verdict": found.verdict,
         "blame": found.blame,
@@ -263,7 +257,7 @@ def _open(
         if sidecar.build is None:
             raise
         # The library is here, or it would not have been built: this machine cannot run it.
-        absent = f"{error} Then: {sidecar.rebuild}"
+        absent = f"{error} Then: {how_to_rebuild(file, sidecar)}"
     kind = engine_kind(sidecar.engine)
     library = f"{kind.module} {sidecar.versions.get(kind.module, '')}"
     shown = ", ".join(f"{key}: {value}" for key, value in sidecar.settings.items())
@@ -320,7 +314,7 @@ def _record(file: Path, sidecar: Sidecar, found: Parity, made: Made) -> dict[str
         "engine": sidecar.engine,
         "precision": sidecar.precision,
         "reference": f"torch {sidecar.versions.get('torch', '')}, fp32, eval mode, CPU",
-        "data": str(made.request.data),
+        "data": data_name(made.request),
         "sizes": str(made.request.sizes),
         "graph_sha256": sidecar.graph_sha256,
         "weights_sha256": sidecar.weights_sha256,
@@ -335,11 +329,9 @@ def _record(file: Path, sidecar: Sidecar, found: Parity, made: Made) -> dict[str
 
 def _forget(folder: Path, file: Path) -> None:
     """What an earlier export said of this file."""
-    records = drop_parity(folder, file.name)
+    drop_parity(folder, file.name)
     sidecar_path(file).unlink(missing_ok=True)
     picture_path(file).unlink(missing_ok=True)
-    if records or (folder / REPORT_FILE).is_file():
-        write_report(folder, records)
 
 
 def _load(model: str | Path | LoadedModel, scale: int | None) -> LoadedModel:

@@ -18,10 +18,9 @@ SUFFIXES = {kind.suffix for kind in ENGINES.values()} - {""}
 
 def default_folder(model: LoadedModel) -> Path:
     """`deploy/` in a run folder; shipped networks and single files get `deploy_out/<name>`."""
-    from srkd.models import WEIGHTS_FOLDER
+    from srkd.models import shipped_name
 
-    shipped = model.source.resolve().parent == WEIGHTS_FOLDER.resolve()
-    if model.source.is_dir() and not shipped:
+    if model.source.is_dir() and shipped_name(model.source) is None:
         return model.source / "deploy"
     return Path("deploy_out") / model.name
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.machine import machine, versions
-from deploy.sidecar import Sidecar
-from srkd.files import sha256, write_text
+from deploy.sidecar import Sidecar, portable
+from srkd.files import sha256
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deploy.graph import Graph
     from deploy.sizes import Sizes
     from deploy.verdict import Worst
     from srkd.loaded import LoadedModel
 
-REPORT_FILE = "report.md"
 BUILTIN = "builtin"
 
 
@@ -61,7 +59,7 @@ def describe(
             "family": getattr(network, "family", type(network).__name__),
             "arguments": getattr(network, "arguments", None),
             "parameters": sum(p.numel() for p in network.parameters()),
-            "source": str(model.source),
+            "source": portable(model.source, request.folder),
         },
         facts=asdict(model.facts),
         input={"name": INPUT, "type": "float32", "dims": graph.input_dims, "range": INPUT_RANGE},
@@ -76,17 +74,23 @@ def describe(
         build=build,
         versions=versions(),
         machine=machine(),
-        rebuild=rebuild_command(model, request),
+        rebuild=rebuild_words(model, request),
         parity={"verdict": "UNVERIFIED", "blame": None, "record": None, "record_sha256": None},
     )
 
 
-def rebuild_command(model: LoadedModel, request: Request) -> str:
-    """The command that makes the file again."""
+def data_name(request: Request) -> str:
+    """The photographs of the check as the records name them."""
+    data = Path(request.data)
+    return portable(data, request.folder) if data.exists() else str(data)
+
+
+def rebuild_words(model: LoadedModel, request: Request) -> str:
+    """The command that makes the file again, its paths as seen from the sidecar (`how_to_rebuild`)."""
     r = request
-    words = ["python", "deploy/export.py", str(model.source), "--engine", r.engine]
-    words += ["--precision", r.precision, "--size", str(r.sizes), "--out", str(r.folder)]
-    words += ["--data", str(r.data)] if str(r.data) != BUILTIN else []
+    words = ["python", "deploy/export.py", portable(model.source, r.folder), "--engine", r.engine]
+    words += ["--precision", r.precision, "--size", str(r.sizes), "--out", "."]
+    words += ["--data", data_name(r)] if data_name(r) != BUILTIN else []
     words += ["--threads", str(r.threads)] if r.threads else []
     words += ["--device", r.device] if r.device else []
     return shlex.join([*words, "--overwrite"])
@@ -109,10 +113,3 @@ def save_worst(file: Path, worst: Worst) -> dict[str, Any]:
         "input": worst.name,
         "gain": gain,
     }
-
-
-def write_report(folder: Path, records: dict[str, Any]) -> None:
-    """The page for all parity records of a folder."""
-    from deploy.report import render
-
-    write_text(folder / REPORT_FILE, render(records))

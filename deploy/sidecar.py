@@ -4,6 +4,9 @@ name_fp32.onnx        the graph, or name_fp16.plan: an engine that was built fro
 name_fp32.onnx.json   this record; never a prefix inside the file, so that other tools can read it
 parity.json           the measurements behind the verdict (a record per exported file)
 report.md             the same, to read
+
+No path of the machine that exported stands in them: a shipped network goes by its name, what else is named lies
+relative to their folder, with a dot before it (`portable`).
 """
 
 from __future__ import annotations
@@ -11,22 +14,25 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
+import shlex
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from srkd.errors import SrkdError
-from srkd.files import read_json, write_json
+from srkd.files import read_json, write_json, write_text
 from srkd.types import Facts, OutputRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 FORMAT = 2
 PARITY_FORMAT = 1
 PARITY_FILE = "parity.json"
+REPORT_FILE = "report.md"
 LOCK_FILE = ".lock"
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNVERIFIED", "BUILT, NOT VERIFIED"]
@@ -42,7 +48,8 @@ class Sidecar:
     with (provider, threads). `build` are the facts of a built engine, None for a graph: at least
     {"library", "version", "gpu": the one it was built on or None, "compute_capabilities": those that it
     runs on, none for any that the library supports}. `parity` holds the verdict and the
-    hash of the record in parity.json that it rests on (None for UNVERIFIED).
+    hash of the record in parity.json that it rests on (None for UNVERIFIED). `rebuild` is the command that makes
+    the file again, for `how_to_rebuild` to print; its paths and `model["source"]` are `portable`.
     """
 
     engine: str
@@ -150,6 +157,22 @@ def _check_values(sidecar: Sidecar) -> None:
             raise ValueError(f"the build's compute_capabilities are {meant!r}")
 
 
+def portable(path: str | Path, folder: Path) -> str:
+    """How a record in `folder` names a path: ./x or ../x from there, a network of weights/ by its name."""
+    from srkd.models import shipped_name
+
+    if name := shipped_name(Path(path)):
+        return name
+    relative = os.path.relpath(path, folder)
+    return relative if relative.startswith(".") else f"./{relative}"
+
+
+def how_to_rebuild(file: Path, sidecar: Sidecar) -> str:
+    """The command that makes `file` again, as it must be typed here: its portable paths seen from `file`."""
+    words = shlex.split(sidecar.rebuild)
+    return shlex.join(os.path.normpath(file.parent / w) if w.startswith(".") else w for w in words)
+
+
 def _whole(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -173,28 +196,32 @@ def read_parity(folder: Path) -> dict[str, Any]:
     return document["files"]
 
 
-def write_parity(folder: Path, file: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Add or replace the record of one file; returns all records of the folder."""
+def write_parity(folder: Path, file: str, record: dict[str, Any]) -> None:
+    """Add or replace the record of one file, in parity.json and in report.md."""
     with _alone(folder):
-        records = {**read_parity(folder), file: record}
-        write_json(folder / PARITY_FILE, {"format": PARITY_FORMAT, "files": records})
-    return records
+        _write_records(folder, {**read_parity(folder), file: record})
 
 
-def drop_parity(folder: Path, file: str) -> dict[str, Any]:
-    """Forget the record of a file that is about to be replaced; returns the records that remain."""
+def drop_parity(folder: Path, file: str) -> None:
+    """Forget the record of a file that is about to be replaced."""
     if not (folder / PARITY_FILE).is_file():
-        return {}
+        return
     with _alone(folder):
         records = read_parity(folder)
         if records.pop(file, None) is not None:
-            write_json(folder / PARITY_FILE, {"format": PARITY_FORMAT, "files": records})
-    return records
+            _write_records(folder, records)
+
+
+def _write_records(folder: Path, records: dict[str, Any]) -> None:
+    from deploy.report import render
+
+    write_json(folder / PARITY_FILE, {"format": PARITY_FORMAT, "files": records})
+    write_text(folder / REPORT_FILE, render(records))
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other export changes parity.json of this folder: the later one would undo the earlier."""
+    """Wait until no other export changes the records of this folder: the later one would undo the earlier."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK_FILE).open("w")

@@ -24,7 +24,7 @@ from deploy.engines import (
 )
 from deploy.environment import PeakMemory, affinity
 from deploy.places import SUFFIXES, default_folder, export_file
-from deploy.sidecar import read_parity
+from deploy.sidecar import how_to_rebuild, read_parity
 from deploy.torch_engines import TorchEngine
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import sha256
@@ -279,7 +279,7 @@ def check_verdict(file: Path, sidecar: Sidecar) -> None:
     if sidecar.verdict != "PASS":
         raise CheckFailedError(
             f"{file} is not measured: its parity verdict is {sidecar.verdict}, and the speed of an engine that may "
-            f"give another picture is no result. Verify it: {sidecar.rebuild}"
+            f"give another picture is no result. Verify it: {how_to_rebuild(file, sidecar)}"
         )
 
 

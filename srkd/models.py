@@ -88,6 +88,12 @@ def shipped_models(folder: Path | None = None) -> list[str]:
     return sorted(p.parent.name for p in place.glob("*/model.json")) if place.is_dir() else []
 
 
+def shipped_name(path: Path) -> str | None:
+    """The name under which a folder of `weights/` is found, None for every other path."""
+    inside = path.resolve().parent == WEIGHTS_FOLDER.resolve()
+    return path.name if inside and (path / "model.json").is_file() else None
+
+
 def _load_folder(folder: Path) -> LoadedModel:
     from srkd.networks.dctswin import DctSwin
     from srkd.networks.privileged import PrivilegedTeacher

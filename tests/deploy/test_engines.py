@@ -31,6 +31,7 @@ from deploy.ort_engine import OrtEngine
 from deploy.places import export_file
 from deploy.sidecar import PARITY_FILE, read_sidecar, record_hash, sidecar_path
 from deploy.sizes import parse_sizes
+from deploy.subjects import open_file
 from deploy.torch_engines import TorchEngine
 from srkd.errors import CheckFailedError, MissingError, SrkdError
 
@@ -310,8 +311,16 @@ def test_a_forged_parity_record_is_refused(spoilable: Path) -> None:
     with pytest.raises(SrkdError, match="not the one its sidecar's verdict rests on"):
         load_engine(spoilable)
     path.unlink()  # a file shipped with its sidecar alone still loads
-    (note,) = load_engine(spoilable).notes
-    assert "parity record was left behind" in note and "verdict PASS rests on" in note
+    loaded = load_engine(spoilable)
+    assert loaded.sidecar.verdict == "UNVERIFIED"
+    (note,) = loaded.notes
+    assert "is UNVERIFIED: its sidecar says PASS, but parity.json beside it does not hold" in note
+    with pytest.raises(CheckFailedError, match="its parity verdict is UNVERIFIED"):
+        open_file(spoilable, image(1, 3, 8, 8))
+    # A record that is not there makes nothing better either.
+    change_sidecar(spoilable, parity={**read_sidecar(spoilable).parity, "verdict": "FAIL"})
+    with pytest.raises(CheckFailedError, match="FAILED its parity check"):
+        load_engine(spoilable)
 
 
 def change_verdict(file: Path, verdict: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 import deploy.graph
 from deploy.engines import load_engine
 from deploy.export import default_folder, export, main
-from deploy.sidecar import read_sidecar
+from deploy.sidecar import how_to_rebuild, read_sidecar
 from srkd.console import run_command
 from srkd.errors import SrkdError
 from srkd.files import sha256
@@ -33,7 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = ("--size", "16x16:24x28:32x32")
 
 
-def test_the_whole_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_command(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main([str(run), "--engine", "ort", "--threads", "1", *SIZES]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "PASSED"
@@ -63,9 +65,17 @@ def test_the_whole_command(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert {"torch", "onnx", "onnxruntime", "python", "srkd"} <= sidecar.versions.keys()
     assert sidecar.verdict == "PASS" and "**PASS**" in (folder / "report.md").read_text()
 
-    # The command that the sidecar gives rebuilds the same file.
-    words = sidecar.rebuild.split()
-    assert words[:2] == ["python", "deploy/export.py"]
+    # Nothing names this machine, and where the folder is moved to, the command rebuilds the same file.
+    assert sidecar.model["source"] == ".."
+    for path in (file.with_name(f"{file.name}.json"), folder / "parity.json", folder / "report.md"):
+        assert str(run.parent) not in path.read_text()
+    (run.parent / "elsewhere").mkdir()
+    run.rename(run.parent / "elsewhere" / run.name)
+    monkeypatch.chdir(run.parent / "elsewhere")
+    file = Path("a1/deploy/a1_fp32.ort.onnx")
+    file.write_bytes(b"spoilt")
+    words = how_to_rebuild(file, sidecar).split()
+    assert words[:3] == ["python", "deploy/export.py", "a1"] and "a1/deploy" in words
     assert main([*words[2:], "--quiet"]) == 0
     assert sha256(file) == sidecar.graph_sha256
     assert load_engine(file).notes == ()

@@ -4,48 +4,81 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import deploy.sidecar
-from deploy.sidecar import drop_parity, read_parity, write_parity
+from deploy.sidecar import REPORT_FILE, drop_parity, portable, read_parity, write_parity
 from srkd.errors import SrkdError
+from srkd.models import WEIGHTS_FOLDER
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+
+# As much of a record as report.md asks for.
+RECORD = {
+    **dict.fromkeys(("model", "engine", "precision", "reference", "data", "sizes"), "x"),
+    **{"verdict": "PASS", "blame": None, "photographs": 8, "task": None, "edges": []},
+    **{"plan": {"ranges_before": []}, "worst_picture": None},
+}
 
 
 def test_two_exports_to_one_folder_keep_both_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(folder: Path) -> dict[str, Any]:
-        found = read_parity(folder)
-        time.sleep(0.02)  # long enough for the others to read the same
-        return found
+    def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*given: Any) -> Any:
+            found = function(*given)
+            time.sleep(0.02)  # long enough for the others to read or write the same
+            return found
 
-    write_parity(tmp_path, "old.onnx", {"verdict": "PASS"})
-    monkeypatch.setattr(deploy.sidecar, "read_parity", slow)
+        return slow
+
+    write_parity(tmp_path, "old.onnx", RECORD)
+    monkeypatch.setattr(deploy.sidecar, "read_parity", slowly(read_parity))
+    monkeypatch.setattr(deploy.sidecar, "write_json", slowly(deploy.sidecar.write_json))
     with ThreadPoolExecutor(4) as pool:
         done = [
-            pool.submit(write_parity, tmp_path, f"{n}.onnx", {"verdict": "PASS", "number": n})
+            pool.submit(write_parity, tmp_path, f"{n}.onnx", {**RECORD, "photographs": n})
             for n in range(3)
         ]
         done.append(pool.submit(drop_parity, tmp_path, "old.onnx"))
     assert all(future.exception() is None for future in done)
-    assert {name: r["number"] for name, r in read_parity(tmp_path).items()} == {
+    assert {name: r["photographs"] for name, r in read_parity(tmp_path).items()} == {
         "0.onnx": 0,
         "1.onnx": 1,
         "2.onnx": 2,
     }
+    page = (tmp_path / REPORT_FILE).read_text()
+    assert [f"## {n}.onnx: **PASS**" in page for n in (0, 1, 2, "old")] == [True, True, True, False]
 
 
 def test_dropping_from_a_folder_without_records_makes_nothing(tmp_path: Path) -> None:
-    assert drop_parity(tmp_path / "new", "a.onnx") == {}
+    drop_parity(tmp_path / "new", "a.onnx")
     assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SrkdError, match=r"cannot write to .*file.*another --out"):
-        write_parity(tmp_path / "file", "a.onnx", {})
+        write_parity(tmp_path / "file", "a.onnx", RECORD)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/a/deploy/../x", "../x"),
+        ("runs/a/deploy", "."),
+        ("runs/a/deploy/w.safetensors", "./w.safetensors"),
+        (WEIGHTS_FOLDER / "rcan_c_x4", "rcan_c_x4"),
+        (WEIGHTS_FOLDER / "nonesuch", None),
+    ],
+)
+def test_paths_in_records(path: str | Path, name: str | None) -> None:
+    folder = Path("runs/a/deploy")
+    found = portable(path, folder)
+    assert found == name or (name is None and found.startswith("../../.."))
+    if found.startswith("."):
+        assert (folder / found).resolve() == Path(path).resolve()
