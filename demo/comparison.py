@@ -106,6 +106,7 @@ class _Comparison:
             self._add(Pane(TRUTH, LABELS[TRUTH], "truth", path, p.sr_size))
         for index, kind in enumerate(self.baselines):
             self.meter.start(index)
+            self.meter.at(0, LABELS[kind])
             self._baseline(kind)
             self.meter.at(1, LABELS[kind])
         for number, (choice, key) in enumerate(self.keys.items()):

@@ -131,8 +131,8 @@ def _export(wanted: Wanted, folder: Path, say: Callable[[str], None]) -> None:
             )
         try:
             while True:
-                stage = _last_line(told).split()[:2]  # "[2/4] onnx", the last one that is done
-                say(f"{head} · {' '.join(stage)}" if stage and stage[0][0] == "[" else head)
+                stage = _last(told, "[").split()[:2]  # "[2/4] onnx", the last one that is done
+                say(" · ".join([head, " ".join(stage)]) if stage else head)
                 try:
                     process.wait(POLL_S)
                     break
@@ -141,17 +141,17 @@ def _export(wanted: Wanted, folder: Path, say: Callable[[str], None]) -> None:
         finally:
             _end(process)
         if not _file(wanted, folder).is_file():
-            said = _last_line(told).removeprefix("error: ")
+            said = _last(told, "error: ").removeprefix("error: ")
             raise MissingError(
                 f"{wanted.title} in {wanted.precision} could not be prepared: "
                 f"{said or f'its export ended with status {process.returncode}'}"
             )
 
 
-def _last_line(told: Path) -> str:
-    text = told.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
+def _last(told: Path, start: str) -> str:
+    """The last line that starts like this; libraries have their say on stderr too."""
+    lines = told.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.startswith(start)), "")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -207,6 +207,8 @@ def test_nothing_is_estimated_before_anything_ran_and_loading_is_told_once():
     assert [event.text for event in told] == ["tile 1/2", "loading"]
 
 
-@pytest.mark.parametrize(("s", "text"), [(0.1, "1 s"), (12.4, "12 s"), (100, "2 min"), (7300, "2 h")])
+@pytest.mark.parametrize(
+    ("s", "text"), [(0.1, "1 s"), (12.4, "12 s"), (100, "2 min"), (7300, "2 h")]
+)
 def test_estimates_are_round(s, text):
     assert in_words(s) == text
