@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 from zipfile import ZIP_STORED, ZipFile
 
-from demo.downloads import save_as
+from demo import saying
+from demo.downloads import DISK, save_as
 from demo.jobs import BatchFile, BatchResult, CompareRequest, Progress
 from demo.meter import in_words
 from demo.numbers import made_on, shown_name
-from demo.saying import reworded
 from srkd.errors import SrkdError
 from srkd.files import replacing
 from srkd.images import picture_format, picture_size
@@ -60,13 +60,17 @@ def batch(
     A file that cannot be enlarged is listed with its reason, and the others go on; if none can, that is an error.
     Closing the generator stops within one tile and leaves nothing.
     """
-    jobs = _planned(service, files, choice, tile, folder)
+    jobs = _planned(service, files, choice, tile)
     scale = next(m.scale for m in service.models() if m.key == choice.model)
     _check_total(jobs, scale)
     archive = folder / f"srkd_x{scale}_{choice.model}_{choice.engine}-{choice.precision}.zip"
     done: list[BatchFile] = []
     meter = _Meter(sum(job.pixels for job in jobs))
-    with replacing(archive) as temporary, ZipFile(temporary, "w", ZIP_STORED) as zipped:
+    with (
+        saying.in_words({folder: DISK}),
+        replacing(archive) as temporary,
+        ZipFile(temporary, "w", ZIP_STORED) as zipped,
+    ):
         for number, job in enumerate(jobs, start=1):
             if job.error is not None:
                 done.append(BatchFile(shown_name(job.name), error=job.error))
@@ -76,7 +80,7 @@ def batch(
                 result = yield from _enlarge(service, job, choice, tile, head, meter)
                 file, notes = _saved(result, job, wanted, folder)
             except SrkdError as error:
-                done.append(BatchFile(shown_name(job.name), error=_told(error, job, folder)))
+                done.append(BatchFile(shown_name(job.name), error=_told(error, job)))
             else:
                 entry = _unique(file.name, [f.entry for f in done if f.entry])
                 zipped.write(file, entry)
@@ -98,7 +102,6 @@ def _planned(
     files: Sequence[tuple[Path, str]],
     choice: Choice,
     tile: int | Literal["auto"],
-    folder: Path,
 ) -> list[Job]:
     """Every file checked by its header; refused when they are too many, or none can be enlarged."""
     most = service.limits.max_files
@@ -112,7 +115,7 @@ def _planned(
             h, w = picture_size(path)
             jobs.append(Job(path, name, pixels=h * w))
         except SrkdError as error:
-            jobs.append(Job(path, name, error=_told(error, job, folder)))
+            jobs.append(Job(path, name, error=_told(error, job)))
     if all(job.error for job in jobs):
         raise _nothing([BatchFile(shown_name(job.name), error=job.error) for job in jobs])
     return jobs
@@ -133,9 +136,9 @@ def _nothing(files: list[BatchFile]) -> SrkdError:
     return SrkdError(f"None of the files could be enlarged. {' '.join(reasons[:TOLD])}{more}")
 
 
-def _told(error: SrkdError, job: Job, folder: Path) -> str:
+def _told(error: SrkdError, job: Job) -> str:
     """The sentence without places of the server."""
-    return reworded(str(error), {job.path: shown_name(job.name), folder: "the server's disk"})
+    return saying.reworded(str(error), {job.path: shown_name(job.name)})
 
 
 # --- one file -----------------------------------------------------------------------------------

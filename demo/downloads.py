@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from demo.jobs import TRUTH
+from demo.saying import in_words
 from srkd.errors import SrkdError
 from srkd.files import replacing
 from srkd.images import SUFFIXES, flatten_on_white, picture_size, read_picture, write_held
@@ -25,6 +26,7 @@ Wanted = Literal["original", "png"]
 LONGEST = 60  # characters of a stem
 LONGEST_BYTES = 120  # in UTF-8: most file systems end at 255 for the whole name
 FALLBACK = "picture"
+DISK = "the server's disk"
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{port}{n}" for port in ("com", "lpt") for n in range(10)
 }
@@ -91,11 +93,12 @@ def save_as(
     if suffix not in SUFFIXES:
         raise SrkdError(f"'{original}' is no format that can be written; choose png.")
     target = folder / download_name(name, scale, pane, suffix)
-    if suffix == ".png":
+    with in_words({folder: DISK, pane.file: pane.label}):
+        if suffix != ".png":
+            return _convert(pane.file, target)
         with replacing(target) as temporary:
             shutil.copyfile(pane.file, temporary)
-        return Saved(target)
-    return _convert(pane.file, target)
+    return Saved(target)
 
 
 def _convert(source: Path, target: Path) -> Saved:

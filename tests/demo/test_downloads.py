@@ -219,3 +219,13 @@ def test_bad_requests_are_named(tmp_path: Path) -> None:
         save_as(pane, "a", 4, "png", "zip", tmp_path)  # type: ignore[arg-type]
     with pytest.raises(SrkdError, match="'gif' is no format that can be written"):
         save_as(pane, "a", 4, "gif", "original", tmp_path)
+
+
+def test_pane_that_is_gone_is_told_without_its_place(tmp_path: Path) -> None:
+    pane = made(tmp_path, photo(3))
+    pane.file.unlink()
+    for wanted in ("png", "original"):
+        with pytest.raises(SrkdError) as told:
+            save_as(pane, "a.tif", 4, "tif", wanted, tmp_path)  # type: ignore[arg-type]
+        assert str(tmp_path) not in str(told.value)
+    assert not list(tmp_path.iterdir())
