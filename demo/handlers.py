@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from contextlib import closing
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -66,13 +67,15 @@ class Handlers:
         original = picture_format(request.picture)
         yield markup.status("starting", 0.0), gr.skip(), gr.skip(), None, None, "png"
         kept = None
-        for event in self.service.compare(request):
-            if isinstance(event, Progress):
-                yield markup.progress(event), *[gr.skip()] * 5
-            else:
-                kept = Kept(event, original)
-                table = markup.table(numbers_table(event))
-                yield gr.skip(), shown(event), table, kept, gr.skip(), gr.skip()
+        # Closed with this generator, not when the garbage collector comes: the device is free at once.
+        with closing(self.service.compare(request)) as events:
+            for event in events:
+                if isinstance(event, Progress):
+                    yield markup.progress(event), *[gr.skip()] * 5
+                else:
+                    kept = Kept(event, original)
+                    table = markup.table(numbers_table(event))
+                    yield gr.skip(), shown(event), table, kept, gr.skip(), gr.skip()
         assert kept is not None, "a comparison ends with its result"
         files = self.downloads(kept, "png")
         yield markup.status("Done."), gr.skip(), gr.skip(), gr.skip(), files, gr.skip()
@@ -106,11 +109,12 @@ class Handlers:
             raise SrkdError("Compare a picture first; the speed is measured at its size.")
         choices = choices_of(self.service.models(), *settings)
         result = kept.result
-        for event in measure(self.service, choices, result.lr_size, SPEED_SECONDS):
-            if isinstance(event, Progress):
-                yield markup.progress(event), gr.skip(), gr.skip(), gr.skip()
-            else:
-                result = with_times(result, event)
+        with closing(measure(self.service, choices, result.lr_size, SPEED_SECONDS)) as events:
+            for event in events:
+                if isinstance(event, Progress):
+                    yield markup.progress(event), gr.skip(), gr.skip(), gr.skip()
+                else:
+                    result = with_times(result, event)
         table = markup.table(numbers_table(result))
         yield markup.status("Speed measured."), shown(result), table, replace(kept, result=result)
 
@@ -122,14 +126,23 @@ class Handlers:
         uploads = batch_of(files, self.folder, self.service.limits.max_files)
         yield markup.status("starting", 0.0), None
         named = [(upload.path, upload.name) for upload in uploads]
-        into = self.service.workspace.folder()
-        for event in batch(self.service, named, choice, "auto", format_of(wanted), into):
-            if isinstance(event, Progress):
-                yield markup.progress(event), gr.skip()
-            elif isinstance(event, BatchResult):
-                failed = [f"{file.name}: {file.error}" for file in event.files if file.error]
-                done = f"Done: {len(event.files) - len(failed)} of {len(event.files)} pictures."
-                yield markup.status(done), {"files": [file_record(event.zip)], "notes": failed}
+        with (
+            self.service.workspace.job() as into,
+            closing(batch(self.service, named, choice, "auto", format_of(wanted), into)) as events,
+        ):
+            for event in events:
+                if isinstance(event, BatchResult):
+                    yield batch_done(event)
+                else:
+                    yield markup.progress(event), gr.skip()
+
+
+def batch_done(result: BatchResult) -> Outputs:
+    """Status and the zip, with the reason for every file that is not in it."""
+    failed = [f"{file.name}: {file.error}" for file in result.files if file.error]
+    enlarged = len(result.files) - len(failed)
+    status = markup.status(f"Done: {enlarged} of {len(result.files)} pictures.")
+    return status, {"files": [file_record(result.zip)], "notes": failed}
 
 
 def shown(result: Result) -> dict[str, Any]:

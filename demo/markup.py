@@ -33,8 +33,8 @@ def table(content: Table) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in content.notes)
     return (
         '<div class="srkd-page-table" tabindex="0" role="region" aria-label="results">'
-        f"<table><caption>{escape(content.caption)}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<table aria-describedby="srkd-page-caption"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<p class="srkd-page-hint" id="srkd-page-caption">{escape(content.caption)}</p>'
         + (f'<ul class="srkd-page-notes">{notes}</ul>' if notes else "")
     )
 

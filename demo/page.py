@@ -63,22 +63,18 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=300, elem_id="srkd-left"):
             c = choosing(service, first)
-            with gr.Row(elem_classes="srkd-page-tight"):
-                go = gr.Button("Compare", variant="primary", min_width=96, elem_id="srkd-go")
-                stop = gr.Button("Stop", min_width=72, elem_id="srkd-stop")
         with gr.Column(scale=8, min_width=320, elem_id="srkd-right"):
             s = showing()
-            speed = gr.Button("Measure the speed", size="sm", elem_id="srkd-speed")
     _settings_events(page, service, c)
-    jobs = _comparing(handlers, c, s, kept, go)
-    timed = speed.click(
+    jobs = _comparing(handlers, c, s, kept)
+    timed = s.speed.click(
         guarded(handlers.speed, 4, handlers.folder),
         [kept, c.models, c.engine, c.precision],
         [s.status, s.viewer, s.table, kept],
         show_progress_on=[s.status],
         **JOB,
     )
-    stop.click(
+    c.stop.click(
         lambda: markup.status(STOPPED), None, [s.status], cancels=[*jobs, timed], **QUICK
     )
     s.wanted.change(
@@ -86,9 +82,7 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
     )
 
 
-def _comparing(
-    handlers: Handlers, c: Choosing, s: Showing, kept: gr.State, go: gr.Button
-) -> list[Any]:
+def _comparing(handlers: Handlers, c: Choosing, s: Showing, kept: gr.State) -> list[Any]:
     """The jobs that compare: by the button, and by a click on an example."""
     compare = guarded(handlers.compare, 6, handlers.folder)
     outputs = [s.status, s.viewer, s.table, kept, s.files, s.wanted]
@@ -99,20 +93,20 @@ def _comparing(
         [c.picture, c.truth, c.shrink],
         **QUICK,
     )
-    return [go.click(compare, js=TO_RESULT, **how), picked.success(compare, js=TO_RESULT, **how)]
+    return [c.go.click(compare, js=TO_RESULT, **how), picked.success(compare, js=TO_RESULT, **how)]
 
 
-def _picker(examples: Sequence[Example], folder: Path) -> Callable[[Any, gr.SelectData], list[Any]]:
+def _picker(examples: Sequence[Example], folder: Path) -> Callable[[Any, gr.EventData], list[Any]]:
     """The clicked example as picture, ground truth and whether the picture is the ground truth itself.
 
     Gradio shows files only from below the working directory or its own folder, so they are copied there.
     """
 
-    def picked(scale: Any, event: gr.SelectData) -> list[Any]:
-        index = event.index
-        if not isinstance(index, int) or not 0 <= index < len(examples):
+    def picked(scale: Any, event: gr.EventData) -> list[Any]:
+        number = (event._data or {}).get("index")  # noqa: SLF001  # as Gradio documents it
+        if not isinstance(number, int) or not 0 <= number < len(examples):
             raise gr.Error("There is no such example.", print_exception=False)
-        example = examples[index]
+        example = examples[number]
         if example.truth is not None and scale != example.scale:
             return [save_file_to_cache(example.truth, str(folder)), None, True]
         files = [example.picture, example.truth]
@@ -176,8 +170,7 @@ def _batch_tab(handlers: Handlers) -> None:
                 label="Network",
                 filterable=False,
             )
-            with gr.Row(elem_classes="srkd-page-tight"):
-                engine, precision = engine_choosers(service, first)
+            engine, precision = engine_choosers(service, first)
             wanted = gr.Radio(FORMATS, value="png", label="Write as")
             with gr.Row(elem_classes="srkd-page-tight"):
                 go = gr.Button("Upscale all", variant="primary", elem_id="srkd-batch-go")

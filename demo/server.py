@@ -38,7 +38,12 @@ def theme() -> gr.themes.Base:
         for name in ("body_text_color_subdued", "block_info_text_color", "block_label_text_color")
         for end, shade in (("", 600), ("_dark", 300))
     }
-    return base.set(**lesser)
+    light_button = {
+        "button_primary_background_fill_dark": "*neutral_200",
+        "button_primary_background_fill_hover_dark": "*neutral_50",
+        "button_primary_text_color_dark": "*neutral_900",
+    }
+    return base.set(**lesser, **light_button)
 
 
 def serve(page: gr.Blocks, *, limits: Limits, folder: Path, head: str, host: str, port: int, waiting: int) -> str:

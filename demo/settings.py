@@ -85,4 +85,4 @@ def first_scale(models: Sequence[ModelEntry]) -> int:
 
 def model_label(entry: ModelEntry) -> str:
     """The label with the number of parameters, in millions."""
-    return f"{entry.label} · {entry.parameters / 1e6:.2f} M"
+    return f"{entry.label} · {entry.parameters / 1e6:.2f}\u00a0M"

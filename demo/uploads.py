@@ -10,6 +10,8 @@ from demo.guard import lies_in
 from srkd.errors import SrkdError
 
 MOST_NAME = 120
+# By this mark Gradio knows a file, puts it into its folder and adds the address.
+FILE_META = {"_type": "gradio.FileData"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ def upload_of(value: Any, folder: Path, what: str = "picture") -> Upload:
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """A file for the page or an API reply; Gradio adds its address. Its bytes go out as they are."""
+    """A file for the page or an API reply. Its bytes go out as they are."""
     return {
         "path": str(path),
         "orig_name": path.name,
         "size": path.stat().st_size,
-        "meta": {"_type": "gradio.FileData"},
+        "meta": FILE_META,
     }

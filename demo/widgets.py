@@ -11,6 +11,7 @@ import gradio as gr
 
 from demo import markup
 from demo.settings import model_label, of_scale, precisions_of, scales, usable
+from demo.uploads import FILE_META
 from demo.viewer_data import assets
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ ASSETS = Path(__file__).parent / "assets"
 EXAMPLES = Path(__file__).parent / "examples"
 FORMATS = [("PNG, exact", "png"), ("the format uploaded", "original")]
 # Plain blocks: Gradio's own text styles would reach into our tables and lists.
-PLAIN: dict[str, Any] = {"apply_default_css": False, "padding": False}
+PLAIN: dict[str, Any] = {"apply_default_css": False, "elem_classes": "srkd-page-plain"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Choosing:
     precision: gr.Dropdown
     reference: gr.Dropdown
     limits: gr.HTML
-    gallery: gr.Gallery
+    go: gr.Button
+    stop: gr.Button
+    gallery: gr.HTML
     examples: list[Example]
 
     def asked(self) -> list[Any]:
@@ -75,6 +78,7 @@ class Showing:
     status: gr.HTML
     viewer: gr.HTML
     table: gr.HTML
+    speed: gr.Button
     files: gr.HTML
     wanted: gr.Radio
 
@@ -88,40 +92,11 @@ def head() -> str:
 
 
 def choosing(service: Service, first: Settings) -> Choosing:
-    """The left column above its buttons: picture, examples, ground truth, networks, engine."""
+    """What to compare and with which networks."""
     limits = gr.HTML(limits_text(service, first.scale), **PLAIN)
     picture = _upload("Picture to enlarge", "srkd-picture", 190)
     examples = read_examples()
-    gallery = gr.Gallery(
-        [(example.picture, example.title) for example in examples],
-        label="Or an example: one click compares it",
-        columns=3,
-        height="auto",
-        allow_preview=False,
-        interactive=False,
-        object_fit="cover",
-        buttons=[],
-        elem_id="srkd-examples",
-    )
-    models = gr.CheckboxGroup(
-        model_choices(service, first.scale),
-        value=list(first.models),
-        label=f"Networks (up to {service.limits.max_choices})",
-        elem_id="srkd-models",
-    )
-    with gr.Row(elem_classes="srkd-page-tight"):
-        factors = [(f"x{factor}", factor) for factor in scales(service.models())]
-        scale = gr.Dropdown(
-            factors, value=first.scale, label="Scale", filterable=False, min_width=64, scale=2
-        )
-        engine, precision = engine_choosers(service, first)
-    gr.HTML(unavailable_text(service.engines()), **PLAIN)
-    reference = gr.Dropdown(
-        reference_choices(service, first.scale),
-        value=first.reference,
-        label="Agreement is counted against (without a ground truth)",
-        filterable=False,
-    )
+    gallery = _gallery(examples)
     with gr.Accordion("Ground truth (optional)", open=False, elem_id="srkd-truth-box"):
         truth = _upload("Ground truth, scale times as large", "srkd-truth", 160)
         shrink = gr.Checkbox(
@@ -129,6 +104,16 @@ def choosing(service: Service, first: Settings) -> Choosing:
             info="Its bicubic reduction is enlarged and compared with it.",
             elem_id="srkd-shrink",
         )
+    models = gr.CheckboxGroup(
+        model_choices(service, first.scale),
+        value=list(first.models),
+        label=f"Networks (up to {service.limits.max_choices})",
+        elem_id="srkd-models",
+    )
+    with gr.Row(elem_classes="srkd-page-tight"):
+        go = gr.Button("Compare", variant="primary", min_width=96, elem_id="srkd-go")
+        stop = gr.Button("Stop", min_width=72, elem_id="srkd-stop")
+    scale, engine, precision, reference = _how(service, first)
     return Choosing(
         picture,
         truth,
@@ -139,29 +124,65 @@ def choosing(service: Service, first: Settings) -> Choosing:
         precision,
         reference,
         limits,
+        go,
+        stop,
         gallery,
         examples,
     )
 
 
+def _how(
+    service: Service, first: Settings
+) -> tuple[gr.Dropdown, gr.Dropdown, gr.Dropdown, gr.Dropdown]:
+    """Scale, engine, precision, reference."""
+    with gr.Accordion("Scale, engine, reference", open=True, elem_id="srkd-how"):
+        scale = gr.Dropdown(
+            [(f"x{factor}", factor) for factor in scales(service.models())],
+            value=first.scale,
+            label="Scale",
+            filterable=False,
+        )
+        engine, precision = engine_choosers(service, first)
+        reference = gr.Dropdown(
+            reference_choices(service, first.scale),
+            value=first.reference,
+            label="Reference",
+            info="Without a ground truth, agreement is counted against this network.",
+            filterable=False,
+        )
+    return scale, engine, precision, reference
+
+
+def _gallery(examples: list[Example]) -> gr.HTML:
+    """Buttons with a picture and its title; a click triggers "select" with the number of the example."""
+    shown = [
+        {"title": e.title, "file": {"path": str(e.picture), "meta": FILE_META}} for e in examples
+    ]
+    return gr.HTML(
+        shown,
+        html_template='<p class="srkd-page-hint">Or an example; one click compares it.</p>'
+        '<div class="srkd-page-examples"></div>',
+        js_on_load="SrkdPage.examples(element, props, trigger, 'select');",
+        elem_id="srkd-examples",
+        **PLAIN,
+    )
+
+
 def engine_choosers(service: Service, first: Settings) -> tuple[gr.Dropdown, gr.Dropdown]:
-    """Engine and precision, of those that run here."""
+    """Engine and precision of those that run here; the others are listed with the reason why not."""
     engines = service.engines()
     engine = gr.Dropdown(
         [(entry.label, entry.key) for entry in usable(engines)],
         value=first.engine,
         label="Engine",
         filterable=False,
-        min_width=120,
-        scale=5,
     )
+    gr.HTML(unavailable_text(engines), **PLAIN)
     precision = gr.Dropdown(
         list(precisions_of(engines, first.engine)),
         value=first.precision,
         label="Precision",
         filterable=False,
-        min_width=80,
-        scale=3,
     )
     return engine, precision
 
@@ -182,9 +203,10 @@ def showing() -> Showing:
         **PLAIN,
     )
     table = gr.HTML("", elem_id="srkd-results", **PLAIN)
+    speed = gr.Button("Measure the speed", size="sm", elem_id="srkd-speed")
     wanted = gr.Radio(FORMATS, value="png", label="Download as", elem_id="srkd-wanted")
     files = downloads("srkd-files")
-    return Showing(status, viewer, table, files, wanted)
+    return Showing(status, viewer, table, speed, files, wanted)
 
 
 def downloads(elem_id: str) -> gr.HTML:

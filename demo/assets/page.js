@@ -62,6 +62,20 @@
     return parent.appendChild(child);
   };
 
+  const examples = (element, props, trigger, event) => {
+    const box = element.querySelector(".srkd-page-examples");
+    element.hidden = props.value.length === 0;
+    props.value.forEach((example, index) => {
+      const button = add(box, "button", "");
+      button.type = "button";
+      const picture = add(button, "img", "");
+      picture.src = example.file.url;
+      picture.alt = "";
+      add(button, "span", example.title);
+      button.addEventListener("click", () => trigger(event, { index }));
+    });
+  };
+
   // Links with the size before the click; all text goes in as text.
   const downloads = (element, props, watch) => {
     const box = element.querySelector(".srkd-page-downloads");
@@ -99,5 +113,5 @@
     return values;
   };
 
-  window.SrkdPage = { viewer, downloads, link, toResult };
+  window.SrkdPage = { viewer, examples, downloads, link, toResult };
 })();
