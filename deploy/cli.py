@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("scripts.compare", "one table and one plot over finished runs, beside the papers"),
     "attribute": ("scripts.attribute", "which input pixels decide a window of the output"),
     "cost": ("scripts.cost", "parameters, multiply-adds, memory, receptive field"),
+    "matrix": ("scripts.matrix", "train methods x students x scales x seeds and report the gains"),
     "publish": ("scripts.publish", "make a finished run a shipped network with a model card"),
     "export": ("deploy.export", "write a deployable file and prove it gives the same picture"),
     "audit": ("deploy.audit", "how close a network comes to the end of half precision"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
+from scored_run import Scores, make_run
 
 from scripts.compare import main
 from srkd import plots
@@ -20,61 +21,10 @@ from srkd.console import run_command
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import read_json, write_json, write_text
 from srkd.finished import find_runs
-from srkd.models import save_model
-from srkd.networks import build
 from srkd.papers import OUR_NAME, paper_gains, sets_for
-from srkd.recipe import load_recipe
 
 if TYPE_CHECKING:
     from srkd.compare_rows import Row
-    from srkd.networks.base import Network
-
-NETWORKS: dict[str, Network] = {}
-Scores = dict[str, float]  # set -> PSNR-Y; SSIM-Y is a hundredth of it
-
-
-def network(name: str) -> Network:
-    return NETWORKS.setdefault(name, build(name, 4))
-
-
-def make_run(
-    folder: Path,
-    method: str,
-    seed: int,
-    psnr: Scores,
-    *changes: str,
-    student: str = "edsr_tiny",
-    teacher: tuple[str, str] = ("rcan_c_x4", "t" * 64),
-    speeds: tuple[float, ...] = (),
-    curve: dict[int, Scores] | None = None,
-    **facts: Any,
-) -> Path:
-    """A finished run as training leaves it, with the given scores."""
-    named = [f"teacher.models=['{teacher[0]}']"] if method != "scratch" else []
-    first = [f"method.name={method}", f"seed={seed}", f"student.network={student}", *named]
-    recipe = load_recipe(None, [*first, *changes])
-    write_text(folder / "recipe.toml", recipe.to_toml())
-    records = [{"step": i + 1, "steps_per_s": s, "terms": {}} for i, s in enumerate(speeds)]
-    records += [{"step": k, "scores": scored(v)} for k, v in (curve or {}).items()]
-    write_text(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in records))
-    training = {
-        "method": method,
-        "teachers": [{"name": teacher[0], "weights_sha256": teacher[1]}] if named else [],
-        "data": {"name": "photos", "images": 4, "digest": facts.pop("digest", "d" * 64)},
-        "iterations": recipe.train.iterations,
-        "seed": seed,
-        "precision": "fp32",
-        "device": "cpu",
-        "seconds": 9.0,
-        **facts,
-    }
-    info = {"scores": scored(psnr), "protocol": "paper-y", "training": training, "versions": {}}
-    save_model(folder, network(student), info)
-    return folder
-
-
-def scored(psnr: Scores) -> dict[str, dict[str, float]]:
-    return {name: {"psnr_y": value, "ssim_y": value / 100} for name, value in psnr.items()}
 
 
 def sets(set5: float, set14: float) -> Scores:
