@@ -147,8 +147,7 @@ class _Comparison:
             self.meter.at(share * tiles.done(pixels), f"{head} · {tiles.text()}")
 
         self.meter.at(0, f"{head} · {tiles.text()}")
-        ready.timed.restart()
-        with PeakMemory() as peak:
+        with ready.timed.watched(self.turn.check), PeakMemory() as peak:
             report = upscale_file(
                 self.source,
                 path,
@@ -159,7 +158,7 @@ class _Comparison:
                 progress=on_tile,
             )
         own = [note for note in report.notes if note not in self.pictures.lr.notes]
-        names = {self.shelf.sources[choice.model]: ready.entry.label}
+        names: dict[Path | str, str] = {self.shelf.sources[choice.model]: ready.entry.label}
         added = peak.added_mib
         pane = Pane(
             key=key,

@@ -140,7 +140,8 @@ def _export(wanted: Wanted, folder: Path, say: Callable[[str], None]) -> None:
                     continue
         finally:
             _end(process)
-        if not _file(wanted, folder).is_file():
+        judged = process.returncode in (0, CheckFailedError.exit_code)
+        if not (judged and _file(wanted, folder).is_file()):
             said = _last(told, "error: ").removeprefix("error: ")
             raise MissingError(
                 f"{wanted.title} in {wanted.precision} could not be prepared: "

@@ -8,11 +8,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from demo.entries import engine_entries, entries, known
 from demo.exported import Wanted, exported_file
@@ -33,7 +35,7 @@ from srkd.infer import feature_channels
 from srkd.models import WEIGHTS_FOLDER, shipped_models, weights_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from demo.entries import EngineEntry, Known, ModelEntry
@@ -48,9 +50,9 @@ CHECKED_PX = 64
 
 
 class Timed(nn.Module):
-    """A network in the place of itself, with the time spent inside: (N, 3, h, w) -> (N, 3, s*h, s*w).
+    """A network in the place of itself, watched: (N, 3, h, w) -> (N, 3, s*h, s*w).
 
-    seconds   since `restart`, the device waited for
+    seconds   spent inside since the last `watched` began, the device waited for
     warm      whether no run since then was the first one (for engines that compile by size: of its size)
     """
 
@@ -60,17 +62,27 @@ class Timed(nn.Module):
         self.channels = feature_channels(network)
         self.by_size = by_size
         self.seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
-        self.restart()
-
-    def restart(self) -> None:
         self.seconds = 0.0
         self.warm = True
+        self.check: Callable[[], None] | None = None
+
+    @contextmanager
+    def watched(self, check: Callable[[], None]) -> Iterator[None]:
+        """Time anew. `check` may raise to stop a network in torch between two of its layers."""
+        self.seconds, self.warm = 0.0, True
+        # Engines look like one layer from outside, and torch.compile wants no mode around it.
+        self.check = None if isinstance(self.network, EngineNetwork) else check
+        try:
+            yield
+        finally:
+            self.check = None
 
     def forward(self, lr: Tensor) -> Tensor:
         size = tuple(lr.shape) if self.by_size else ()
         self.warm = self.warm and size in self.seen
         begin = time.perf_counter()
-        sr = self.network(lr)
+        with nullcontext() if self.check is None else _Stoppable(self.check):
+            sr = self.network(lr)
         wait_for(lr.device)
         self.seconds += time.perf_counter() - begin
         self.seen[size] = None
@@ -78,6 +90,23 @@ class Timed(nn.Module):
         if len(self.seen) > KEPT_SIZES:
             self.seen.popitem(last=False)
         return sr
+
+
+class _Stoppable(TorchFunctionMode):
+    """Asks before every function of torch, about a microsecond each, whether to go on.
+
+    A whole picture in one tile takes a large network many seconds.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()
+        self.check = check
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.check()
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

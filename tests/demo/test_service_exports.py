@@ -27,6 +27,9 @@ from srkd.models import load_model
 ORT = Choice("tiny", "ort", "fp32")
 
 
+FIND_OUT = 'while [ "$1" != --out ]; do shift; done'
+
+
 def ignore(text):
     pass
 
@@ -68,6 +71,7 @@ def test_an_export_that_is_stopped_ends_at_once_and_leaves_nothing(monkeypatch, 
     [
         ('echo "error: no room for it" >&2; exit 3', "could not be prepared: no room for it"),
         ("kill -SEGV $$", "its export ended with status -11"),
+        (f'{FIND_OUT}; touch "$2/tiny_fp32.ort.onnx"; kill -KILL $$', "ended with status -9"),
     ],
 )
 def test_an_export_that_fails_says_why_and_leaves_nothing(monkeypatch, tmp_path, run, text, words):

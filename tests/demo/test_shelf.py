@@ -11,6 +11,7 @@ from tiny_service import write_run, write_runs
 
 from demo.entries import Known, entries, slug
 from demo.jobs import Choice
+from demo.lane import StoppedError
 from demo.shelf import Shelf
 from deploy.engines import available
 from srkd.errors import MissingError, SrkdError
@@ -144,15 +145,19 @@ def test_torch_in_fp32_is_the_network_itself(shelf):
     assert ready.model.scale == 2
 
 
+def go_on():
+    pass
+
+
 def test_time_inside_the_network_and_whether_it_was_warm(shelf):
     timed = shelf.open(Choice("tiny_distilled")).timed
     timed.seen.clear()
-    timed.restart()
-    timed(torch.zeros(1, 3, 8, 8))
+    with timed.watched(go_on):
+        timed(torch.zeros(1, 3, 8, 8))
     assert not timed.warm
     assert timed.seconds > 0
-    timed.restart()
-    timed(torch.zeros(1, 3, 9, 9))
+    with timed.watched(go_on):
+        timed(torch.zeros(1, 3, 9, 9))
     assert timed.warm
 
 
@@ -160,16 +165,36 @@ def test_engines_that_compile_by_size_are_cold_for_a_new_one(shelf):
     timed = shelf.open(Choice("tiny_distilled")).timed
     timed.by_size = True
     timed(torch.zeros(1, 3, 8, 8))
-    timed.restart()
-    timed(torch.zeros(1, 3, 8, 8))
-    assert timed.warm
-    timed(torch.zeros(1, 3, 9, 9))
-    assert not timed.warm
+    with timed.watched(go_on):
+        timed(torch.zeros(1, 3, 8, 8))
+        assert timed.warm
+        timed(torch.zeros(1, 3, 9, 9))
+        assert not timed.warm
     for side in range(10, 20):
         timed(torch.zeros(1, 3, side, 4))
-    timed.restart()
-    timed(torch.zeros(1, 3, 8, 8))
-    assert not timed.warm, "so many sizes ago, it was compiled again"
+    with timed.watched(go_on):
+        timed(torch.zeros(1, 3, 8, 8))
+        assert not timed.warm, "so many sizes ago, it was compiled again"
+
+
+def test_a_network_in_torch_stops_between_two_layers_and_is_not_changed_by_being_watched(shelf):
+    timed = shelf.open(Choice("tiny_scratch")).timed
+    lr = torch.rand(1, 3, 9, 7)
+    asked = []
+
+    def stop_at_the_tenth():
+        asked.append(1)
+        if len(asked) == 10:
+            raise StoppedError
+
+    with torch.inference_mode():
+        plain = timed.network(lr)
+        with timed.watched(go_on):
+            assert torch.equal(timed(lr), plain)
+        with pytest.raises(StoppedError), timed.watched(stop_at_the_tenth):
+            timed(lr)
+        assert torch.equal(timed(lr), plain)
+    assert len(asked) == 10
 
 
 def test_a_failed_opening_leaves_nothing_behind(tmp_path, runs):
