@@ -14,6 +14,7 @@ from demo.meter import Meter, Step
 from demo.numbers import cost_of, protocol_of, scores, too_small
 from demo.pictures import baseline, read_pictures, rgb8, save
 from demo.saying import in_words, reworded
+from demo.watched import Stoppable
 from deploy.environment import PeakMemory
 from srkd.devices import pick_device
 from srkd.images import read_rgb8, write_png
@@ -231,7 +232,8 @@ class _Comparison:
         lr = rgb8(p.lr) if truth is None and first else None
         if truth is None and reference is None and lr is None:
             return
-        found = scores(read_rgb8(pane.file), p.scale, truth=truth, reference=reference, lr=lr)
+        with Stoppable(self.turn.check):
+            found = scores(read_rgb8(pane.file), p.scale, truth=truth, reference=reference, lr=lr)
         self.done[key] = replace(pane, numbers=replace(pane.numbers, **found))
 
     def _result(self, complete: bool) -> Result:

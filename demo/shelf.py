@@ -1,33 +1,30 @@
 """The networks that the demo shows, and engines opened for them: on demand, the last few kept.
 
-Loaded at the start are only the records; a network that cannot be loaded is refused then, with the loader's sentence.
+At the start each network is loaded once and let go again: what cannot be loaded is refused then, with the loader's
+sentence.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from demo.entries import engine_entries, entries, known
 from demo.exported import Wanted, exported_file
+from demo.watched import Timed
 from deploy.engine_model import EngineNetwork, load_any
 from deploy.engines import check_file, engine_settings, open_network_engine
 from deploy.inputs import window
 from deploy.machine import gpu
-from deploy.openvino_engine import KEPT_SIZES
 from deploy.subjects import compared
 from deploy.torch_engines import TorchEngine
 from srkd.data.cache import default_cache
 from srkd.data.sets import open_set
-from srkd.devices import wait_for
 from srkd.errors import MissingError, SrkdError, nearest
 from srkd.files import sha256
 from srkd.images import to_tensor
@@ -35,7 +32,7 @@ from srkd.infer import feature_channels
 from srkd.models import WEIGHTS_FOLDER, shipped_models, weights_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from demo.entries import EngineEntry, Known, ModelEntry
@@ -47,66 +44,6 @@ REFERENCE = ("torch", "fp32")
 # These compile for every size of picture; the others run any size once they have run.
 COMPILE_BY_SIZE = ("torch-compile", "openvino")
 CHECKED_PX = 64
-
-
-class Timed(nn.Module):
-    """A network in the place of itself, watched: (N, 3, h, w) -> (N, 3, s*h, s*w).
-
-    seconds   spent inside since the last `watched` began, the device waited for
-    warm      whether no run since then was the first one (for engines that compile by size: of its size)
-    """
-
-    def __init__(self, network: nn.Module, by_size: bool) -> None:
-        super().__init__()
-        self.network = network
-        self.channels = feature_channels(network)
-        self.by_size = by_size
-        self.seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
-        self.seconds = 0.0
-        self.warm = True
-        self.check: Callable[[], None] | None = None
-
-    @contextmanager
-    def watched(self, check: Callable[[], None]) -> Iterator[None]:
-        """Time anew. `check` may raise to stop a network in torch between two of its layers."""
-        self.seconds, self.warm = 0.0, True
-        # Engines look like one layer from outside, and torch.compile wants no mode around it.
-        self.check = None if isinstance(self.network, EngineNetwork) else check
-        try:
-            yield
-        finally:
-            self.check = None
-
-    def forward(self, lr: Tensor) -> Tensor:
-        size = tuple(lr.shape) if self.by_size else ()
-        self.warm = self.warm and size in self.seen
-        begin = time.perf_counter()
-        with nullcontext() if self.check is None else _Stoppable(self.check):
-            sr = self.network(lr)
-        wait_for(lr.device)
-        self.seconds += time.perf_counter() - begin
-        self.seen[size] = None
-        self.seen.move_to_end(size)
-        if len(self.seen) > KEPT_SIZES:
-            self.seen.popitem(last=False)
-        return sr
-
-
-class _Stoppable(TorchFunctionMode):
-    """Asks before every function of torch, about a microsecond each, whether to go on.
-
-    A whole picture in one tile takes a large network many seconds.
-    """
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        super().__init__()
-        self.check = check
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.check()
-        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

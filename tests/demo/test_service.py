@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 from tiny_service import CHOICES, last, picture, pixels, request, write_runs
 
 from demo.jobs import Choice, Progress
@@ -200,6 +202,24 @@ def test_closing_stops_within_a_tile_and_leaves_whole_pictures_alone(service, tm
     assert np.array_equal(
         read_rgb8(after.panes[2].file), upscale(photo, source(service, "tiny_scratch"), tile=16)
     )
+
+
+def test_closing_stops_scores_too(monkeypatch, service, photo):
+    begun, steps = threading.Event(), []
+
+    def endless(*_, **__):
+        begun.set()
+        for _ in range(2000):
+            torch.zeros(1)
+            steps.append(1)
+            time.sleep(0.005)
+
+    monkeypatch.setattr("demo.comparison.scores", endless)
+    events = service.compare(request(photo))
+    next(events)
+    assert begun.wait(PATIENCE_S)
+    events.close()
+    assert len(steps) < 1000
 
 
 def test_a_job_that_was_stopped_before_its_first_picture_leaves_no_folder(service, tmp_path):
