@@ -145,22 +145,21 @@ def _told(error: SrkdError, job: Job) -> str:
 
 
 class _Meter:
-    """How far the whole batch is: by LR pixels, never falling."""
+    """How far the whole batch is, by LR pixels; it never falls, because that of a file does not."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
         self.finished = 0
-        self.done = 0.0
         self.begin = time.monotonic()
 
     def progress(self, job: Job, part: float, text: str) -> Progress:
         """`part` in [0, 1] of this file."""
-        self.done = max(self.done, (self.finished + part * job.pixels) / self.pixels)
-        if not self.done:
+        done = (self.finished + part * job.pixels) / self.pixels
+        if not done:
             return Progress(0.0, text)
         spent = time.monotonic() - self.begin
-        left = spent / self.done - spent
-        return Progress(self.done, f"{text} · ~{in_words(left)}", left)
+        left = spent / done - spent
+        return Progress(done, f"{text} · ~{in_words(left)}", left)
 
     def finish(self, job: Job) -> None:
         self.finished += job.pixels
