@@ -69,10 +69,10 @@ def download_name(name: str, scale: int, pane: Pane, suffix: str) -> str:
     if pane.role == "truth":
         return f"{safe_stem(name)}_{TRUTH}{suffix}"
     n = pane.numbers
-    made_by = [safe_stem(pane.key)]
-    if n.engine is not None:
-        made_by.append("-".join(part for part in (n.engine, n.precision) if part))
-    return f"{safe_stem(name)}_x{scale}_{'_'.join(made_by)}{suffix}"
+    engine = "-".join(part for part in (n.engine, n.precision) if part)
+    # A network that is shown on several engines has them in its key already.
+    key = safe_stem(pane.key.removesuffix(f"-{engine}"))
+    return f"{safe_stem(name)}_x{scale}_{'_'.join(filter(None, (key, engine)))}{suffix}"
 
 
 # --- files --------------------------------------------------------------------------------------

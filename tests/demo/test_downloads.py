@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ def made(folder: Path, pixels: np.ndarray, role: Role = "model", icc: bytes | No
 def test_name_says_what_made_the_picture(tmp_path: Path) -> None:
     pane = made(tmp_path, photo(3))
     assert download_name("photo.jpg", 4, pane, ".png") == ("photo_x4_rcan_a-distilled_ort-fp16.png")
+    twice = replace(pane, key="rcan_a-distilled-ort-fp16")  # beside another engine
+    assert download_name("photo.jpg", 4, twice, ".png") == "photo_x4_rcan_a-distilled_ort-fp16.png"
     bicubic = made(tmp_path, photo(3), "bicubic")
     assert download_name("photo.jpg", 2, bicubic, ".tif") == "photo_x2_bicubic.tif"
     truth = made(tmp_path, photo(3), "truth")
