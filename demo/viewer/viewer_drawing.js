@@ -107,7 +107,7 @@
       const box = make("div", "srkd-region");
       const message = make("p", "srkd-message");
       const caption = make("figcaption", "srkd-caption");
-      view.dataset.key = key;
+      view.dataset.image = key;
       canvas.setAttribute("role", "img");
       view.append(canvas, box, message);
       figure.append(view, caption);
@@ -143,21 +143,20 @@
       const height = full ? this.stage.clientHeight - padding : Math.max(280, share * window.innerHeight);
       const cols = G.columns(count, width, height, this.size, GAP_PX, CAPTION_PX);
       const rows = Math.ceil(count / cols);
-      const paneWidth = Math.floor((width - GAP_PX * (cols - 1)) / cols);
+      const step = G.wholeStep(this.dpr);
+      const whole = (length, round) => Math.max(step, round(length / step) * step);
+      const paneWidth = whole((width - GAP_PX * (cols - 1)) / cols, Math.floor);
       this.stage.style.setProperty("--srkd-columns", `repeat(${cols}, ${paneWidth}px)`);
       this.stage.style.setProperty("--srkd-width", `${paneWidth}px`);
       const captions = [...this.panes.values()].map(({ caption }) => caption.offsetHeight);
       const room = Math.max(LOWEST_PX, (height - GAP_PX * (rows - 1)) / rows - Math.max(0, ...captions));
-      const paneHeight = Math.min(room, (paneWidth * this.size.H) / this.size.W);
-      this.pane = {
-        vw: Math.max(1, Math.floor(paneWidth * this.dpr)),
-        vh: Math.max(1, Math.round(paneHeight * this.dpr)),
-      };
+      const most = whole(Math.min(room, (paneWidth * this.size.H) / this.size.W), Math.ceil);
+      const inDevice = (w, h) => ({ vw: Math.round(w * this.dpr), vh: Math.round(h * this.dpr) });
       // A small picture enlarged by a whole number leaves a margin: at the sides, not above and below as well.
-      const tall = Math.max(LOWEST_PX * this.dpr, this.size.H * G.fitZoom(this.size, this.pane));
-      this.pane.vh = Math.min(this.pane.vh, Math.ceil(tall));
-      this.stage.style.setProperty("--srkd-height", `${this.pane.vh / this.dpr}px`);
-      this.stage.style.setProperty("--srkd-width", `${this.pane.vw / this.dpr}px`);
+      const tall = (this.size.H * G.fitZoom(this.size, inDevice(paneWidth, most))) / this.dpr;
+      const paneHeight = Math.min(most, whole(Math.max(LOWEST_PX, tall), Math.ceil));
+      this.pane = inDevice(paneWidth, paneHeight);
+      this.stage.style.setProperty("--srkd-height", `${paneHeight}px`);
     },
 
     // ---- pixels ----
@@ -283,12 +282,14 @@
       const [canvas, caption] = figure.children;
       const image = this.image(this.source(key));
       const one = this.lens.k * this.data.scale;
-      canvas.width = canvas.height = region.px;
-      canvas.style.width = canvas.style.height = `${region.px / this.dpr}px`;
+      const step = G.wholeStep(this.dpr);
+      const side = Math.ceil(region.px / this.dpr / step) * step;
+      canvas.width = canvas.height = Math.round(side * this.dpr);
+      canvas.style.width = canvas.style.height = `${side}px`;
       const place = {
         x: -region.x * one, y: -region.y * one, w: this.size.W * this.lens.k, h: this.size.H * this.lens.k,
       };
-      S.draw(canvas, this.content(key).bitmap ?? null, place, this.smooth);
+      S.draw(canvas, this.content(key).bitmap ?? null, place, this.smooth, region.px);
       canvas.ariaLabel = `Region of ${image.label}`;
       figure.style.width = canvas.style.width;
       write(caption, image.label);

@@ -65,6 +65,17 @@
     ];
   }
 
+  /**
+   * The smallest length in CSS pixels that is whole in device pixels, up to 20; 1 where there is none.
+   * A canvas of a multiple of it is not resampled, wherever on the page it begins: 2 at a ratio of 1.5.
+   */
+  function wholeStep(dpr) {
+    for (let step = 1; step <= 20; step += 1) {
+      if (Math.abs(step * dpr - Math.round(step * dpr)) < 1e-4) return step;
+    }
+    return 1;
+  }
+
   /** Columns of the grid that show the pictures largest. All lengths in CSS pixels. */
   function columns(count, width, height, size, gap, caption) {
     let best = { cols: 1, scale: 0 };
@@ -79,5 +90,7 @@
     return best.cols;
   }
 
-  S.geometry = { clamp, fitZoom, limitZoom, stepZoom, limitCentre, place, toPicture, centreFor, columns };
+  S.geometry = {
+    clamp, fitZoom, limitZoom, stepZoom, limitCentre, place, toPicture, centreFor, wholeStep, columns,
+  };
 })();

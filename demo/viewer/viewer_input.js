@@ -16,7 +16,7 @@
       const box = view.getBoundingClientRect();
       const inside = x >= box.left && x < box.right && y >= box.top && y < box.bottom;
       if (inside && getComputedStyle(view).visibility !== "hidden") {
-        return { key: view.dataset.key, at: [(x - box.left) * viewer.dpr, (y - box.top) * viewer.dpr] };
+        return { key: view.dataset.image, at: [(x - box.left) * viewer.dpr, (y - box.top) * viewer.dpr] };
       }
     }
     return null;
@@ -142,7 +142,7 @@
         if (!event.repeat) viewer.hold(true);
         return;
       }
-      const button = [...root.querySelectorAll("[data-key]")].find((b) => b.dataset.key === name);
+      const button = [...root.querySelectorAll("button[data-key]")].find((b) => b.dataset.key === name);
       if (!button || button.closest("[hidden]")) return;
       event.preventDefault();
       viewer.act(button.dataset.do, button);

@@ -73,16 +73,24 @@
     return context.createPattern(tile, "repeat");
   }
 
-  /** Draw `bitmap` into the rectangle `at` of a canvas; null clears it. Squares stay squares unless `smooth`. */
-  function draw(canvas, bitmap, at, smooth) {
+  /**
+   * Draw `bitmap` into the rectangle `at` of a canvas, no further than `end` device pixels from its
+   * top left corner; null clears it. Squares stay squares unless `smooth`.
+   */
+  function draw(canvas, bitmap, at, smooth, end = Infinity) {
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (!bitmap) return;
+    context.save();
+    context.beginPath();
+    context.rect(0, 0, Math.min(end, canvas.width), Math.min(end, canvas.height));
+    context.clip();
     context.fillStyle = checkerboard(context);
     context.fillRect(at.x, at.y, at.w, at.h);
     context.imageSmoothingEnabled = smooth;
     context.imageSmoothingQuality = "high";
     context.drawImage(bitmap, at.x, at.y, at.w, at.h);
+    context.restore();
   }
 
   S.Pictures = Pictures;
