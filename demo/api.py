@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import api as register
 
 from demo.asked import Asked, choices_of, compare_request, tile_of
-from demo.handlers import Handlers, guarded
+from demo.handlers import Handlers, guarded, stopping
 from demo.jobs import Progress
 from demo.numbers import to_json
 from demo.server import DEVICE
@@ -43,12 +44,13 @@ def add(handlers: Handlers) -> None:
         """Enlarge one picture: the PNG and its numbers. `tile` is a side in LR pixels; null: chosen by the server."""
         picture = upload_of(file, folder)
         (choice,) = choices_of(service.models(), [model], engine, precision)
-        for event in service.upscale(picture.path, picture.name, choice, tile_of(tile)):
-            if isinstance(event, Progress):
-                yield None, asdict(event)
-            elif event.complete:
-                (pane,) = event.panes
-                yield file_record(pane.file), json.loads(to_json(event))
+        with stopping(service.upscale(picture.path, picture.name, choice, tile_of(tile))) as events:
+            for event in events:
+                if isinstance(event, Progress):
+                    yield None, asdict(event)
+                elif event.complete:
+                    (pane,) = event.panes
+                    yield file_record(pane.file), json.loads(to_json(event))
 
     def compare(
         file: gr.FileData,
@@ -67,18 +69,24 @@ def add(handlers: Handlers) -> None:
         asked = Asked(file, truth, shrink, models, engine, precision, reference, tile)
         request = compare_request(asked, service.models(), folder)
         service.check(request)
-        for event in service.compare(request):
-            if isinstance(event, Progress):
-                yield [], asdict(event)
-            elif event.complete:
-                yield [file_record(pane.file) for pane in event.panes], json.loads(to_json(event))
+        with stopping(service.compare(request)) as events:
+            for event in events:
+                if isinstance(event, Progress):
+                    yield [], asdict(event)
+                elif event.complete:
+                    yield (
+                        [file_record(pane.file) for pane in event.panes],
+                        json.loads(to_json(event)),
+                    )
 
-    gr.api(models, api_name="models", concurrency_limit=None)
-    gr.api(_endpoint(upscale, folder), api_name="upscale", **DEVICE)
-    gr.api(_endpoint(compare, folder), api_name="compare", **DEVICE)
+    register(models, api_name="models", concurrency_limit=None)
+    register(_endpoint(upscale, folder), api_name="upscale", **DEVICE)
+    register(_endpoint(compare, folder), api_name="compare", **DEVICE)
 
 
-def _endpoint(handler: Callable[..., Iterator[tuple[Any, ...]]], folder: Path) -> Callable[..., Any]:
+def _endpoint(
+    handler: Callable[..., Iterator[tuple[Any, ...]]], folder: Path
+) -> Callable[..., Any]:
     """`handler` as Gradio wants it: annotated with what it gives, not with an iterator of it."""
     run: Any = guarded(handler, 0, folder)
     signature = inspect.signature(handler)

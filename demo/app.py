@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 # Run as a file, this folder leads the path, and its `numbers` would hide the standard library's.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+if __name__ == "__main__" and not sys.flags.safe_path:
+    sys.path.pop(0)
 
 import argparse
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from srkd.console import run_command
 from srkd.errors import MissingError, SrkdError
@@ -44,13 +46,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="MODEL",
         help="a further network: run folder, .safetensors or exported file; repeat for more",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="0: any free one (default %(default)s)")
     parser.add_argument(
-        "--max-lr-px", type=int, metavar="N", help="most pixels of an uploaded LR picture (default: 2 megapixels)"
+        "--host", default="127.0.0.1", help="address to listen on (default %(default)s)"
     )
     parser.add_argument(
-        "--max-waiting", type=int, default=16, metavar="N", help="jobs that may wait in line (default %(default)s)"
+        "--port", type=int, default=7860, help="0: any free one (default %(default)s)"
+    )
+    parser.add_argument(
+        "--max-lr-px",
+        type=int,
+        metavar="N",
+        help="most pixels of an uploaded LR picture (default: 2 megapixels)",
+    )
+    parser.add_argument(
+        "--max-waiting",
+        type=int,
+        default=16,
+        metavar="N",
+        help="jobs that may wait in line (default %(default)s)",
     )
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
@@ -65,18 +78,34 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if find_spec("gradio") is None:
         raise MissingError("The page needs gradio, which is not installed: pip install -e .[demo]")
+    port = free_port(args.host, args.port)  # before anything that takes long
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="srkd-demo-"))
     # Read by Gradio when it is imported. A folder of its own: the usual one is shared by all pages of a machine.
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        return run(args, folder)
+        return run(args, port, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(args: argparse.Namespace, folder: Path) -> int:
+def free_port(host: str, port: int) -> int:
+    """`port` if nothing listens there, any free one for 0."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SrkdError(
+                f"The page cannot listen on {host} port {port} ({error.strerror}); "
+                "give another --port (0: any free one) or another --host."
+            ) from error
+        return probe.getsockname()[1]
+
+
+def run(args: argparse.Namespace, port: int, folder: Path) -> int:
     """Serve until interrupted."""
     from demo.limits import Limits
     from demo.page import build
@@ -89,7 +118,13 @@ def run(args: argparse.Namespace, folder: Path) -> int:
     service = Service(args.model, limits, Workspace(folder / "results"))
     page = build(service, folder)
     address = serve(
-        page, limits=limits, folder=folder, head=head(), host=args.host, port=args.port, waiting=args.max_waiting
+        page,
+        limits=limits,
+        folder=folder,
+        head=head(),
+        host=args.host,
+        port=port,
+        waiting=args.max_waiting,
     )
     if args.host in ("0.0.0.0", "::"):
         print(

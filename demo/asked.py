@@ -92,7 +92,9 @@ def tile_of(value: Any) -> Tile:
     if value is None or value == "auto":
         return "auto"
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise SrkdError(f"The tile is {value!r:.40}; give a whole number from {low} to {high}, or 'auto'.")
+        raise SrkdError(
+            f"The tile is {value!r:.40}; give a whole number from {low} to {high}, or 'auto'."
+        )
     return value
 
 
@@ -106,5 +108,7 @@ def batch_of(files: Any, folder: Path, most: int) -> list[Upload]:
     if not isinstance(files, list) or not files:
         raise SrkdError(f"There are no files; upload 1 to {most}.")
     if len(files) > most:
-        raise SrkdError(f"{len(files)} files are more than the {most} of one batch; send them in parts.")
+        raise SrkdError(
+            f"{len(files)} files are more than the {most} of one batch; send them in parts."
+        )
     return [upload_of(file, folder, "file") for file in files]

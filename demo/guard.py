@@ -131,15 +131,24 @@ class Guard:
 
 
 def names_strange_file(body: bytes, uploads: Path) -> bool:
-    """True if the JSON of an event names a file that lies outside `uploads`, an address included."""
+    """True if the JSON of an event names a file outside `uploads`, an address included, or is nested too deep to tell.
+
+    Gradio fetches what looks like an address before any handler sees it.
+    """
     try:
         waiting: list[Any] = [json.loads(body)]
     except ValueError:
         return False  # Gradio answers what is no JSON
+    except RecursionError:
+        return True
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            if "path" in value and value["path"] is not None and not lies_in(value["path"], uploads):
+            if (
+                "path" in value
+                and value["path"] is not None
+                and not lies_in(value["path"], uploads)
+            ):
                 return True
             waiting.extend(value.values())
         elif isinstance(value, list):
@@ -149,7 +158,7 @@ def names_strange_file(body: bytes, uploads: Path) -> bool:
 
 def lies_in(path: object, folder: Path) -> bool:
     """True for the absolute path of something below `folder`, links and `..` followed."""
-    if not isinstance(path, str) or not path.startswith("/") and not Path(path).is_absolute():
+    if not isinstance(path, str) or not Path(path).is_absolute():
         return False
     try:
         return Path(path).resolve().is_relative_to(folder.resolve())

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import gradio as gr
 
@@ -31,18 +31,17 @@ from srkd.errors import SrkdError
 from srkd.images import picture_format
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from demo.service import Service
 
-UNEXPECTED = (
-    "Something went wrong on the server, and its log says what. Try again, or with another picture or network."
-)
+UNEXPECTED = "Something went wrong on the server, and its log says what. Try again, or with another picture or network."
 SHOWN_S = 20
 SPEED_SECONDS = 20
 log = logging.getLogger("srkd.demo")
 
 Outputs = tuple[Any, ...]
+E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ class Handlers:
         original = picture_format(request.picture)
         yield markup.status("starting", 0.0), gr.skip(), gr.skip(), None, None, "png"
         kept = None
-        # Closed with this generator, not when the garbage collector comes: the device is free at once.
-        with closing(self.service.compare(request)) as events:
+        with stopping(self.service.compare(request)) as events:
             for event in events:
                 if isinstance(event, Progress):
                     yield markup.progress(event), *[gr.skip()] * 5
@@ -109,7 +107,7 @@ class Handlers:
             raise SrkdError("Compare a picture first; the speed is measured at its size.")
         choices = choices_of(self.service.models(), *settings)
         result = kept.result
-        with closing(measure(self.service, choices, result.lr_size, SPEED_SECONDS)) as events:
+        with stopping(measure(self.service, choices, result.lr_size, SPEED_SECONDS)) as events:
             for event in events:
                 if isinstance(event, Progress):
                     yield markup.progress(event), gr.skip(), gr.skip(), gr.skip()
@@ -128,13 +126,18 @@ class Handlers:
         named = [(upload.path, upload.name) for upload in uploads]
         with (
             self.service.workspace.job() as into,
-            closing(batch(self.service, named, choice, "auto", format_of(wanted), into)) as events,
+            stopping(batch(self.service, named, choice, "auto", format_of(wanted), into)) as events,
         ):
             for event in events:
                 if isinstance(event, BatchResult):
                     yield batch_done(event)
                 else:
                     yield markup.progress(event), gr.skip()
+
+
+def stopping(events: Iterator[E]) -> closing[Generator[E, None, None]]:
+    """A job that stops when its page's generator is closed, not when the garbage collector comes."""
+    return closing(cast("Generator[E, None, None]", events))
 
 
 def batch_done(result: BatchResult) -> Outputs:
@@ -153,7 +156,9 @@ def shown(result: Result) -> dict[str, Any]:
     return data
 
 
-def guarded(handler: Callable[..., Iterator[Outputs]], outputs: int, folder: Path) -> Callable[..., Any]:
+def guarded(
+    handler: Callable[..., Iterator[Outputs]], outputs: int, folder: Path
+) -> Callable[..., Any]:
     """`handler` with every failure as one sentence: in its first output, the status, and as a message.
 
     An `SrkdError` is said as it is, any other is a fault of ours: a plain sentence, the rest to the log.

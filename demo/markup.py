@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 def status(text: str, done: float | None = None) -> str:
     """The status line; with `done` in [0, 1] a bar beside it."""
-    bar = "" if done is None else f'<progress max="1" value="{done:.3f}" aria-label="progress"></progress>'
+    bar = (
+        ""
+        if done is None
+        else f'<progress max="1" value="{done:.3f}" aria-label="progress"></progress>'
+    )
     return f'<p class="srkd-page-status" role="status">{bar}<span>{escape(text)}</span></p>'
 
 
@@ -43,7 +47,9 @@ def _row(content: Table, number: int) -> str:
     name, *cells = content.rows[number]
     best = {column for row, column in content.marks if row == number}
     texts = "".join(
-        f'<td class="srkd-page-best">{escape(cell)}</td>' if column in best else f"<td>{escape(cell)}</td>"
+        f'<td class="srkd-page-best">{escape(cell)}</td>'
+        if column in best
+        else f"<td>{escape(cell)}</td>"
         for column, cell in enumerate(cells, start=1)
     )
     return f'<tr><th scope="row">{escape(name)}</th>{texts}</tr>'

@@ -74,9 +74,7 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
         show_progress_on=[s.status],
         **JOB,
     )
-    c.stop.click(
-        lambda: markup.status(STOPPED), None, [s.status], cancels=[*jobs, timed], **QUICK
-    )
+    c.stop.click(lambda: markup.status(STOPPED), None, [s.status], cancels=[*jobs, timed], **QUICK)
     s.wanted.change(
         guarded(handlers.files, 2, handlers.folder), [kept, s.wanted], [s.status, s.files], **QUICK
     )
@@ -103,7 +101,7 @@ def _picker(examples: Sequence[Example], folder: Path) -> Callable[[Any, gr.Even
     """
 
     def picked(scale: Any, event: gr.EventData) -> list[Any]:
-        number = (event._data or {}).get("index")  # noqa: SLF001  # as Gradio documents it
+        number = (event._data or {}).get("index")  # where Gradio puts the details
         if not isinstance(number, int) or not 0 <= number < len(examples):
             raise gr.Error("There is no such example.", print_exception=False)
         example = examples[number]
@@ -165,7 +163,10 @@ def _batch_tab(handlers: Handlers) -> None:
             )
         with gr.Column(scale=4, min_width=300):
             model = gr.Dropdown(
-                [(f"{model_label(entry)}, x{entry.scale}", entry.key) for entry in service.models()],
+                [
+                    (f"{model_label(entry)}, x{entry.scale}", entry.key)
+                    for entry in service.models()
+                ],
                 value=first.models[0],
                 label="Network",
                 filterable=False,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 
-import gradio as gr
+from gradio import themes
 from starlette.middleware import Middleware
 
 from demo.guard import LOOPBACK, Guard, Rules
-from srkd.errors import SrkdError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from demo.service import Limits
+    from gradio import Blocks
+
+    from demo.limits import Limits
 
 # Every job that computes shares this one lane, so that two never share a processor.
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
@@ -26,10 +26,10 @@ FONT = ["system-ui", "sans-serif"]
 FONT_MONO = ["ui-monospace", "monospace"]
 
 
-def theme() -> gr.themes.Base:
+def theme() -> themes.Base:
     """Grey all through: a tinted surround changes how the pictures' colours look."""
-    grey = gr.themes.colors.neutral
-    base = gr.themes.Base(
+    grey = themes.colors.neutral
+    base = themes.Base(
         primary_hue=grey, secondary_hue=grey, neutral_hue=grey, font=FONT, font_mono=FONT_MONO
     )
     # The theme's own lesser text is too pale to read (2.5:1 on white).
@@ -46,7 +46,9 @@ def theme() -> gr.themes.Base:
     return base.set(**lesser, **light_button)
 
 
-def serve(page: gr.Blocks, *, limits: Limits, folder: Path, head: str, host: str, port: int, waiting: int) -> str:
+def serve(
+    page: Blocks, *, limits: Limits, folder: Path, head: str, host: str, port: int, waiting: int
+) -> str:
     """Start `page` in the background; returns its address. `waiting` jobs at most, more are refused.
 
     `folder` is the upload folder, which the environment variable GRADIO_TEMP_DIR names to Gradio.
@@ -59,7 +61,7 @@ def serve(page: gr.Blocks, *, limits: Limits, folder: Path, head: str, host: str
     page.queue(max_size=waiting, api_open=False, default_concurrency_limit=4)
     options: dict[str, Any] = {
         "server_name": host,
-        "server_port": free_port(host, port),
+        "server_port": port,
         "app_kwargs": {"middleware": [Middleware(Guard, rules=rules)]},
         "max_file_size": limits.max_bytes,
         "allowed_paths": [],
@@ -81,18 +83,3 @@ def serve(page: gr.Blocks, *, limits: Limits, folder: Path, head: str, host: str
     }
     _, address, _ = page.launch(**options)
     return address
-
-
-def free_port(host: str, port: int) -> int:
-    """`port` if nothing listens there, any free one for 0."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise SrkdError(
-                f"The page cannot listen on {host} port {port} ({error.strerror}); "
-                "give another --port (0: any free one) or another --host."
-            ) from error
-        return probe.getsockname()[1]

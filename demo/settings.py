@@ -38,9 +38,7 @@ def of_scale(models: Sequence[ModelEntry], scale: int) -> list[ModelEntry]:
 def first_models(models: Sequence[ModelEntry], scale: int) -> tuple[str, ...]:
     """One teacher, one student from scratch, one distilled student; where none is of these kinds, all."""
     here = of_scale(models, scale)
-    keys = [
-        next((entry.key for entry in here if entry.kind == kind), None) for kind in FIRST_KINDS
-    ]
+    keys = [next((entry.key for entry in here if entry.kind == kind), None) for kind in FIRST_KINDS]
     found = tuple(key for key in keys if key is not None)
     return found or tuple(entry.key for entry in here)[:MOST_CHOICES]
 

@@ -27,14 +27,13 @@ def upload_of(value: Any, folder: Path, what: str = "picture") -> Upload:
     if not value:
         raise SrkdError(f"There is no {what}; upload one first.")
     record = value if isinstance(value, dict) else {}
-    path = record.get("path")
-    if not lies_in(path, folder) or not Path(str(path)).is_file():
+    path, name = record.get("path"), record.get("orig_name")
+    if not isinstance(path, str) or not lies_in(path, folder) or not Path(path).is_file():
         raise SrkdError(f"This server no longer has the {what}; upload it again.")
-    name = record.get("orig_name")
-    return Upload(Path(str(path)), name[:MOST_NAME] if isinstance(name, str) else Path(path).name)
+    return Upload(Path(path), name[:MOST_NAME] if isinstance(name, str) else Path(path).name)
 
 
-def file_record(path: Path) -> dict[str, Any]:
+def file_record(path: Path) -> Any:
     """A file for the page or an API reply. Its bytes go out as they are."""
     return {
         "path": str(path),

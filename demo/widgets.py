@@ -177,13 +177,13 @@ def engine_choosers(service: Service, first: Settings) -> tuple[gr.Dropdown, gr.
         label="Engine",
         filterable=False,
     )
-    gr.HTML(unavailable_text(engines), **PLAIN)
     precision = gr.Dropdown(
         list(precisions_of(engines, first.engine)),
         value=first.precision,
         label="Precision",
         filterable=False,
     )
+    gr.HTML(unavailable_text(engines), **PLAIN)
     return engine, precision
 
 
