@@ -24,7 +24,6 @@ from srkd.errors import SrkdError
 from srkd.infer import feature_channels
 from srkd.loaded import LoadedModel
 from srkd.models import load_model
-from srkd.tiling import largest_tile
 from srkd.types import ANY_SIZE, Limits
 
 if TYPE_CHECKING:
@@ -138,22 +137,15 @@ def _exported(file: Path, scale: int | None, engine: str | None) -> LoadedModel:
             "parameters": sidecar.model.get("parameters"),
         },
         notes=loaded.notes,
-        limits=_limits(sidecar, channels),
+        limits=_limits(sidecar),
     )
 
 
-def _limits(sidecar: Sidecar, channels: int) -> Limits:
-    """The sizes that a built engine takes; a graph takes any.
-
-    TensorRT counts the elements of a convolution's tensors with 32 bits ("Volume Limits" of its operator
-    reference), so the largest size is cut to what `largest_tile` allows.
-    """
+def _limits(sidecar: Sidecar) -> Limits:
+    """The sizes that a built engine takes; a graph takes any."""
     if Path(sidecar.file).suffix == GRAPH_SUFFIX:
         return ANY_SIZE
     smallest, largest = (sidecar.sizes[which] for which in ("min", "max"))
-    countable = largest_tile(sidecar.network_facts, channels)
-    if largest[0] * largest[1] > countable**2:
-        largest = [min(side, countable) for side in largest]
     return Limits((smallest[0], smallest[1]), (largest[0], largest[1]))
 
 

@@ -17,6 +17,7 @@ import onnx
 import deploy.graph
 from deploy.engines import named
 from deploy.rescale import recentred
+from deploy.volume import check_countable
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import replacing, sha256
 
@@ -124,6 +125,7 @@ def make(
         done("fp16", _told(plan))
     build = None
     if built:
+        check_countable(onnx.load(graph.path), request.sizes, model.name)
         build = _build(kind, graph, file, request, settings, done)
     return Made(request, deployed.network, graph32, graph, half, plan, build)
 

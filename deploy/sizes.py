@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from srkd.errors import SrkdError
 
 if TYPE_CHECKING:
     from srkd.types import Facts
+
+LARGEST_INDEX = 2**31 - 1  # elements of a tensor that a 32-bit index can count
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,16 @@ def parse_sizes(text: str) -> Sizes:
 
 
 def check_sizes(sizes: Sizes, facts: Facts, name: str) -> None:
-    """Refuse sizes that the network cannot take."""
+    """Refuse sizes that the network cannot take, and pictures that nothing can hold."""
     if min(sizes.smallest) < facts.minimum_px:
         raise SrkdError(
             f"the smallest size {sizes.smallest[0]}x{sizes.smallest[1]} is below what {name} accepts "
             f"({facts.minimum_px} px a side); raise MIN in --size."
+        )
+    h, w = sizes.largest
+    if 3 * facts.scale**2 * h * w > LARGEST_INDEX:
+        side = math.isqrt(LARGEST_INDEX // (3 * facts.scale**2))
+        raise SrkdError(
+            f"at x{facts.scale} the largest size {h}x{w} makes a picture of more than 2^31 - 1 values, which runtimes "
+            f"do not count; lower MAX in --size (at most {side}x{side}): larger pictures are cut into tiles."
         )

@@ -44,7 +44,6 @@ OVERLAP_PX = 8
 SMALLEST_TILE_PX = 16
 CGROUP = Path("/sys/fs/cgroup")
 LARGEST_AUTO_TILE_PX = 1024  # a band of the output is this tall, and is held in memory
-LARGEST_INDEX = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -381,15 +380,6 @@ def largest_kept(size: tuple[int, int], facts: Facts, limits: Limits) -> int | N
             "for larger sizes (--size)."
         )
     return largest
-
-
-def largest_tile(facts: Facts, channels: int) -> int:
-    """Side of the largest square LR image, halo included, whose features a 32-bit index can count.
-
-    The widest tensor is taken to be the feature at full resolution: channels * scale^2 numbers per LR
-    pixel, at most 2^31 - 1 in all.
-    """
-    return math.isqrt(LARGEST_INDEX // (channels * facts.scale**2))
 
 
 def memory_budget(device: torch.device) -> int:

@@ -14,7 +14,6 @@ from srkd.errors import MissingError, SrkdError
 from srkd.networks import build, build_family
 from srkd.networks.rcan import ChannelAttention
 from srkd.tiling import (
-    LARGEST_INDEX,
     OVERLAP_PX,
     Tile,
     auto_tile,
@@ -22,7 +21,6 @@ from srkd.tiling import (
     bytes_per_pixel,
     halo_px,
     largest_kept,
-    largest_tile,
     memory_budget,
     out_of_memory,
     overlap_px,
@@ -292,14 +290,6 @@ def test_largest_kept_by_hand() -> None:
     assert largest_kept((101, 200), replace(facts, size_multiple=8), limits) == 64  # 96 - 2 * 16
     with pytest.raises(SrkdError, match=r"at most 200x20 px, .*needs 20 px of halo.*--size"):
         largest_kept((30, 30), facts, Limits((1, 1), (20, 200)))
-
-
-def test_features_that_a_32_bit_index_can_count() -> None:
-    x4 = Facts(scale=4, receptive_field_px=10, exact_tiling=True)
-    assert largest_tile(x4, 64) == 1448  # 64 * 16 * 1449^2 > 2^31 - 1 >= 64 * 16 * 1448^2
-    assert 64 * 16 * 1448**2 <= LARGEST_INDEX < 64 * 16 * 1449**2
-    assert largest_tile(replace(x4, scale=2), 64) == 2896
-    assert largest_tile(x4, 256) == 724
 
 
 # --- tiles that fade in ---------------------------------------------------------------------------

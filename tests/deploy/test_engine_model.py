@@ -229,14 +229,6 @@ def test_tiles_keep_to_the_sizes_of_a_built_engine(run: Path, file: Path, tmp_pa
         assert upscale(lr[:9], model).shape == (18, 90, 3)
 
 
-def test_sizes_that_a_32_bit_index_cannot_count(file: Path, tmp_path: Path) -> None:
-    """16 channels at x2: 5792^2 * 64 < 2^31 < 5793^2 * 64."""
-    sizes = {"min": [16, 16], "opt": [64, 64], "max": [9000, 9000]}
-    assert load_any(copied(file, tmp_path, "a.plan", sizes=sizes)).limits.largest == (5792, 5792)
-    sizes["max"] = [9000, 3000]
-    assert load_any(copied(file, tmp_path, "b.plan", sizes=sizes)).limits.largest == (9000, 3000)
-
-
 class Short:
     """An engine whose runtime has too little memory, and says so as ONNX Runtime and OpenVINO do."""
 

@@ -13,7 +13,7 @@ from deploy.export import export, main
 from deploy.sidecar import read_sidecar
 from deploy.sizes import parse_sizes
 from srkd.console import run_command
-from srkd.errors import MissingError
+from srkd.errors import MissingError, SrkdError
 from srkd.models import load_model, save_model
 
 SIZES = parse_sizes("16x16:24x28:32x32")
@@ -82,6 +82,12 @@ class TestEngines:
         before = file.read_bytes()
         assert main([*command, "--overwrite"]) == 0
         assert "cached key" in capsys.readouterr().err and file.read_bytes() == before
+
+    def test_sizes_that_an_engine_cannot_count(self, run: Path) -> None:
+        pytest.importorskip("tensorrt_rtx")
+        with pytest.raises(SrkdError, match=r"a tensor inside a1 .* \(at most 5792x5792\)"):
+            export(run, "trt-rtx", sizes=parse_sizes("8x8:8x8:6000x6000"), parity=False, quiet=True)
+        assert list((run / "deploy").iterdir()) == []
 
     def test_a_library_that_is_not_here(
         self, run: Path, capsys: pytest.CaptureFixture[str]

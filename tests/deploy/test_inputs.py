@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,15 @@ def test_sizes_below_the_network_are_refused() -> None:
     with pytest.raises(SrkdError, match=r"4x4 is below what net accepts \(5 px"):
         check_sizes(parse_sizes("4x4:8x8:9x9"), WINDOWED, "net")
     check_sizes(parse_sizes("5x5:8x8:9x9"), WINDOWED, "net")
+
+
+def test_pictures_that_nothing_can_hold_are_refused() -> None:
+    x4 = replace(PLAIN, scale=4)
+    assert 3 * 16 * 6688**2 < 2**31 < 3 * 16 * 6689**2
+    check_sizes(parse_sizes("8x8:8x8:6688x6688"), x4, "net")
+    for large in ("6689x6689", "8x9999999"):
+        with pytest.raises(SrkdError, match=rf"size {large} makes .* \(at most 6688x6688\)"):
+            check_sizes(parse_sizes(f"8x8:8x8:{large}"), x4, "net")
 
 
 @pytest.mark.parametrize("facts", [PLAIN, WINDOWED])
