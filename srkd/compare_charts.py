@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from srkd.plots import Figure
 
 
+BEGINNING = 0.2  # of a training
 # What a network costs: in the title, on the axis, and of a row.
 SIZES: tuple[tuple[str, str, Callable[[Row], float | None]], ...] = (
     ("parameters", "thousand parameters", lambda row: row.parameters / 1000),
@@ -107,12 +108,13 @@ def _size_charts(table: Table, order: list[str]) -> list[Figure]:
 
 
 def _curve_charts(table: Table, order: list[str]) -> list[Figure]:
-    """Where runs were validated at more than one step."""
+    """Where runs were validated at more than one step; the steep beginning, which hides the rest, is left out."""
     figures = []
     for who, rows in _by(table.rows, _who).items():
-        curves = {r.series: r.curve() for r in rows if len(r.curve()) > 1}
-        if curves:
-            title = f"Learning curves: {who}, mean over seeds"
+        last = max((step for row in rows for step, _ in row.curve()), default=0)
+        late = {r.series: [p for p in r.curve() if p[0] >= BEGINNING * last] for r in rows}
+        if curves := {series: points for series, points in late.items() if len(points) > 1}:
+            title = f"Learning curves: {who}, mean over seeds, after the first {BEGINNING:.0%}"
             label = _quality_label(table)
             figures.append(plots.lines(title, curves, "iterations", label, order))
     return figures

@@ -26,6 +26,7 @@ LEGEND = (
     "budget, paired by seed, mean over the sets; 'not significant': not larger than its own spread, so the "
     "seed alone could have made it. G multiply-adds: fvcore rule, 256x256 LR."
 )
+NOT_SIGNIFICANT = " not significant"
 PAPER_TEXT = 5  # all columns of the papers' table
 RUN_TEXT = 6  # and of the runs'
 TEXT_COLUMNS = 3  # method, student and teacher are text, the rest are numbers
@@ -46,36 +47,37 @@ def gain_text(row: Row) -> str:
         return "baseline" if row.method == "scratch" else "-"
     total = row.gain.over()
     pairs = f" ({total.n} of {len(row.seeds)} seeds)" if total.n != len(row.seeds) else ""
-    mark = " not significant" if row.gain.within_spread else ""
-    return spread_text(total, "+.3f") + pairs + mark
+    return spread_text(total, "+.3f") + pairs + (NOT_SIGNIFICANT if total.covers_zero else "")
+
+
+def _known(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def cells(table: Table, baseline: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one budget's table."""
     timed = any(row.latency_ms is not None for row in table.rows)
     header = [
-        *("method", "student", "teacher", "parameters", "G multiply-adds"),
-        *(("ms, 256x256 LR",) if timed else ()),
-        "seeds",
-        *table.sets,
-        *("gain", "steps/s", f"cost ({baseline} = 1)"),
+        *("method", "student", "teacher", "gain", *table.sets, "seeds"),
+        *("parameters", "G multiply-adds", *(["ms, 256x256 LR"] if timed else [])),
+        *("steps/s", f"cost ({baseline} = 1)"),
     ]
     rows = [
         [
             row.label,
             f"{row.student} x{row.scale}",
             row.teacher or "-",
-            f"{row.parameters:,}",
-            f"{row.macs_g:,.2f}",
-            *((("-" if row.latency_ms is None else f"{row.latency_ms:,.1f}"),) if timed else ()),
-            str(len(row.seeds)),
+            gain_text(row),
             *(
                 f"{spread_text(row.score(s, 'psnr_y'), '.3f')} / {row.score(s, 'ssim_y').mean:.4f}"
                 for s in table.sets
             ),
-            gain_text(row),
-            "-" if row.steps_per_s is None else f"{row.steps_per_s:.2f}",
-            "-" if row.cost is None else f"{row.cost:.2f}",
+            str(len(row.seeds)),
+            f"{row.parameters:,}",
+            f"{row.macs_g:,.2f}",
+            *([_known(row.latency_ms, ",.1f")] if timed else []),
+            _known(row.steps_per_s, ".2f"),
+            _known(row.cost, ".2f"),
         ]
         for row in table.rows
     ]
@@ -101,7 +103,10 @@ def paper_cells(rows: list[PaperRow]) -> tuple[list[str], list[list[str]], list[
         [
             p.method,
             f"x{p.scale}",
-            "; ".join(f"{name} {spread_text(gain, '+.3f')}" for name, gain in p.ours.items()),
+            "; ".join(
+                f"{name} {spread_text(gain, '+.3f')}{NOT_SIGNIFICANT if gain.covers_zero else ''}"
+                for name, gain in p.ours.items()
+            ),
             "; ".join(entry(g) for g in p.papers),
             over(p),
         ]
@@ -285,7 +290,7 @@ h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2.2rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.87rem}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
 th{background:var(--head)}.n{text-align:right;font-variant-numeric:tabular-nums}
-.whole td,.whole th{white-space:nowrap}
+.whole td,.whole th{white-space:nowrap}.whole td:nth-child(3){white-space:normal;min-width:13rem}
 p,li{max-width:70rem}.soft,li{color:var(--soft);font-size:.9rem}.bad{color:var(--fg);font-weight:600}
 svg{display:block;max-width:100%;height:auto;margin:1.2rem 0}
 """

@@ -27,6 +27,11 @@ class Spread:
     sd: float | None
     n: int
 
+    @property
+    def covers_zero(self) -> bool | None:
+        """Whether the mean is no further from zero than the deviation; None with one value: nobody knows."""
+        return None if self.sd is None else abs(self.mean) <= self.sd
+
 
 def spread(values: Iterable[float]) -> Spread:
     values = list(values)
@@ -49,9 +54,8 @@ class Gain:
 
     @property
     def within_spread(self) -> bool | None:
-        """Whether the gain is no larger than its spread; None with one seed: nobody knows."""
-        total = self.over()
-        return None if total.sd is None else abs(total.mean) <= total.sd
+        """Whether the gain is no larger than its spread; None with one seed."""
+        return self.over().covers_zero
 
 
 @dataclass(frozen=True)

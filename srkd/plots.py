@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 820
 CHAR = 7.2  # px, wider than an average character at 12 px, so that no text runs into the next
+STEP = 11.0  # px between points of one place
 LIGHT = ("#2b6cb8", "#c45a10", "#23834f", "#b32d45", "#7450b5", "#87622f", "#b8408f", "#56626e")
 DARK = ("#7db2f2", "#f2a561", "#63cb97", "#f47f92", "#bda1f0", "#cfa87c", "#ee96d0", "#aebac6")
 MARKERS = ("circle", "square", "diamond", "triangle")
@@ -212,7 +213,10 @@ def plane(
     """
     xs = [p.x for p in points]
     ys = [v for p in points for v in (p.y - (p.y_sd or 0), p.y + (p.y_sd or 0))]
-    frame = _Frame.around(title, xs, ys, x_label, y_label, [p.series for p in points], order, log_x)
+    names = [p.series for p in points]
+    # Room for what stands beside the first and the last place.
+    room = STEP * (max(xs.count(x) for x in xs) - 1) / 2
+    frame = _Frame.around(title, xs, ys, x_label, y_label, names, order, log_x, room)
     places = side_by_side([frame.x.at(p.x) for p in points])
     for p, x in zip(points, places, strict=True):
         y, index = frame.y.at(p.y), order.index(p.series)
@@ -223,7 +227,7 @@ def plane(
     return frame.figure()
 
 
-def side_by_side(xs: Sequence[float], step: float = 11.0) -> list[float]:
+def side_by_side(xs: Sequence[float], step: float = STEP) -> list[float]:
     """Pixels of points, those of one place moved apart, but not half-way to the next place."""
     places = sorted(set(xs))
     gaps = [b - a for a, b in itertools.pairwise(places)]
@@ -283,16 +287,18 @@ class _Frame:
         names: Sequence[str],
         order: Sequence[str],
         log_x: bool,
+        room: float = 0.0,
     ) -> _Frame:
+        """`room` px lie between the frame and the ends of the horizontal axis."""
         series = sorted(set(names), key=list(order).index)
         right = WIDTH - 48 - CHAR * max(len(clipped(s)) for s in series)
         top, bottom = 56.0, max(330.0, 68 + 20.0 * len(series))
         y = _linear(ys, bottom, top)
         left = 24 + CHAR * max(len(y.name(m)) for m in y.marks)
         x = (
-            _Axis(log_ticks(min(xs), max(xs)), left, right, log=True)
+            _Axis(log_ticks(min(xs), max(xs)), left + room, right - room, log=True)
             if log_x
-            else _linear(xs, left, right)
+            else _linear(xs, left + room, right - room)
         )
         out = [_text(12, 20, title, cls="b"), _text(12, 38, y_label)]
         for mark in y.marks:

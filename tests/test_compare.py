@@ -525,7 +525,7 @@ def test_table_on_stdout_is_not_cut(nasty: Path, capsys: pytest.CaptureFixture[s
     assert main([str(nasty)]) == 0
     out = capsys.readouterr().out
     rows = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
-    columns = ["40,323", "4.86", "2", "30.110 ± 0.014 / 0.3011", "+0.100 ± 0.000", "4.90", "1.00"]
+    columns = ["+0.100 ± 0.000", "30.110 ± 0.014 / 0.3011", "2", "40,323", "4.86", "4.90", "1.00"]
     (row,) = [r for r in rows if r[:2] == ["logits", "edsr_tiny x4"]]
     assert row[2:] == ["<b>&|_x", *columns]
     assert "…" not in out and "not significant" in out
@@ -560,6 +560,18 @@ def test_points_of_one_cost_stand_side_by_side() -> None:
     # Two places 10 px apart: what is spread around one stays on its own side of the middle.
     moved = plots.side_by_side([50.0, 50.0, 60.0, 60.0])
     assert moved == [48.0, 52.0, 58.0, 62.0]
+
+
+def test_crowded_points_stay_inside_the_frame() -> None:
+    names = [f"method{i}" for i in range(16)]
+    points = [plots.Point(name, x, 30.0) for name in names for x in (1.0, 2.0)]
+    drawing = ElementTree.fromstring(plots.svg([plots.plane("t", points, "x", "y", names)], "t"))
+    space = "{http://www.w3.org/2000/svg}"
+    rules = [line for line in drawing.iter(f"{space}line") if line.get("y1") == line.get("y2")]
+    left, right = (float(rules[0].get(end, "nan")) for end in ("x1", "x2"))
+    circles = [float(c.get("cx", "nan")) for c in drawing.iter(f"{space}circle")]
+    drawn = [x for x in circles if x != right + 22]  # all but the legend
+    assert drawn and all(left <= x <= right for x in drawn)
 
 
 def test_equal_values_and_many_series_can_be_drawn() -> None:
