@@ -170,7 +170,7 @@ class Shelf:
                 base.notes,
             )
         if choice.engine in ("torch", "torch-compile"):
-            inner, parity, notes = self._through(base, choice, engine.device, say)
+            inner, parity, notes = self._through(base, choice, engine, say)
             model = base
         else:
             title = engine.label
@@ -185,21 +185,21 @@ class Shelf:
         return Ready(choice, entry, opened, timed, base.network, "cpu", device, parity, notes)
 
     def _through(
-        self, base: LoadedModel, choice: Choice, device: str, say: Callable[[str], None]
+        self, base: LoadedModel, choice: Choice, engine: EngineEntry, say: Callable[[str], None]
     ) -> tuple[nn.Module, str, tuple[str, ...]]:
         """A network in torch, reduced or compiled, after a check against fp32 on one photograph."""
-        settings = engine_settings(choice.engine, choice.precision, device)
-        say(f"opening {choice.engine} {choice.precision}")
+        settings = engine_settings(choice.engine, choice.precision, engine.device)
+        say(f"opening {engine.label} {choice.precision}")
         opened = open_network_engine(choice.engine, base, choice.precision, settings)
         photo = to_tensor(open_set("builtin", base.scale).readers[0]().lr).numpy()
         lr = window(photo, CHECKED_PX, CHECKED_PX)
-        say(f"checking {choice.engine} {choice.precision}")
+        say(f"checking {engine.label} {choice.precision}")
         found = compared(TorchEngine(base.network, base.scale)(lr), opened(lr))
         psnr = found["psnr_db"]
         told = "equal to" if psnr is None else f"{psnr:.1f} dB from"
         notes = (
             *base.notes,
-            f"{choice.engine} {choice.precision} is {told} {found['against']}; engines without a file have no parity record",
+            f"{engine.label} {choice.precision} is {told} {found['against']}; engines without a file have no parity record",
         )
         return EngineNetwork(opened, feature_channels(base.network)), found["verdict"], notes
 
