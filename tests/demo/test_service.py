@@ -151,7 +151,9 @@ def test_one_network_on_several_engines_gets_a_key_and_a_label_for_each(service,
     assert result.reference == exact.key
     assert reduced.numbers.agreement_db > 30
     assert reduced.numbers.parity == "MEASURED"
-    assert any("PyTorch (CPU) bf16 is" in note and "dB from torch fp32" in note for note in reduced.notes)
+    assert any(
+        "PyTorch (CPU) bf16 is" in note and "dB from torch fp32" in note for note in reduced.notes
+    )
     assert not np.array_equal(read_rgb8(exact.file), read_rgb8(reduced.file))
 
 
