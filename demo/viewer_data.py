@@ -60,7 +60,7 @@ def image(pane: Pane, url: str, reference: str | None) -> dict[str, Any]:
         "w": width,
         "h": height,
         "alt": ", ".join([f"{pane.label}, {width}×{height} pixels", *lines]),
-        "lines": [*lines, *pane.notes],
+        "lines": lines,
     }
 
 

@@ -76,8 +76,13 @@
     }
 
     watch(signal) {
-      const resized = new ResizeObserver(() => this.refresh());
+      // After the frame: the layout changes these sizes itself.
+      const resized = new ResizeObserver(() => {
+        cancelAnimationFrame(this.resizing);
+        this.resizing = requestAnimationFrame(() => this.refresh());
+      });
       resized.observe(this.root);
+      resized.observe(this.stage);
       const theme = () => {
         // Gradio marks dark with a class and light with none, whatever the system prefers.
         const system = !document.querySelector(".gradio-container");
@@ -220,6 +225,7 @@
     destroy() {
       this.listeners.abort();
       cancelAnimationFrame(this.frame);
+      cancelAnimationFrame(this.resizing);
       clearTimeout(this.later);
       clearTimeout(this.speech);
       this.pictures.keep(new Set());

@@ -42,7 +42,7 @@
       button.setAttribute("aria-keyshortcuts", key === "+" ? "Plus" : key);
       button.title += ` (${shown})`;
       if (!button.classList.contains("srkd-icon")) {
-        const hint = make("span", "srkd-key", shown);
+        const hint = make("span", "srkd-key", key === "Space" ? "␣" : shown);
         hint.ariaHidden = "true";
         button.append(hint);
       }
@@ -122,10 +122,10 @@
   /** Where it is narrow the picture comes first, what to choose from after it. */
   function narrow(root) {
     const on = root.clientWidth < S.NARROW_PX;
-    const [stage, choose] = [root.querySelector(".srkd-stage"), root.querySelector(".srkd-choose")];
+    const choose = root.querySelector(".srkd-choose");
+    const before = root.querySelector(on ? ".srkd-lens" : ".srkd-keys");
     root.toggleAttribute("data-narrow", on);
-    if (on && stage.nextElementSibling !== choose) stage.after(choose);
-    else if (!on && choose.previousElementSibling === stage) root.querySelector(".srkd-keys").after(choose);
+    if (choose.previousElementSibling !== before) before.after(choose);
   }
 
   function about(root, { name, lr: [h, w], scale, protocol }) {
@@ -170,6 +170,7 @@
     menu(root.querySelector('[data-pick="left"]'), viewer.images, sides[0]);
     menu(root.querySelector('[data-pick="right"]'), viewer.images, sides[1]);
     menu(root.querySelector('[data-pick="against"]'), viewer.images, viewer.against());
+    root.querySelector(".srkd-lens").hidden = !viewer.lens.on;
     root.querySelector('[data-pick="k"]').value = `${viewer.lens.k}`;
     write(root.querySelector(".srkd-gain"), `gain × ${viewer.difference.gain}`);
     legend(root, viewer.difference.gain);

@@ -122,6 +122,10 @@
           this.waiting.get(data.ticket)(data);
           this.waiting.delete(data.ticket);
         };
+        this.worker.onerror = () => {
+          for (const resolve of this.waiting.values()) resolve({ error: "the browser stopped the computation" });
+          this.waiting.clear();
+        };
       }
       this.tickets += 1;
       const ticket = this.tickets;

@@ -8,7 +8,7 @@
   const GAP_PX = 8;
   const CAPTION_PX = 64; // guess for the choice of columns; the real height is measured
   const LOWEST_PX = 140;
-  const CROP_PX = { least: 104, most: 240 };
+  const CROP_PX = { least: 92, most: 240 };
 
   /** One line for screen readers: what is to be seen, how large. */
   S.sentence = (viewer) => {
@@ -130,16 +130,21 @@
       }
     },
 
+    /** Width inside the padding of an element. */
+    inner(element) {
+      const style = getComputedStyle(element);
+      return element.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    },
+
     /** Sizes of all panes: equal, and whole numbers of device pixels. */
     layout() {
-      const style = getComputedStyle(this.stage);
-      const padding = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
-      const width = this.stage.clientWidth - padding;
+      const width = this.inner(this.stage);
       if (width <= 0) return;
       this.dpr = window.devicePixelRatio;
       const full = document.fullscreenElement === this.root;
       const count = this.layoutMode() === "grid" ? this.visible().length : 1;
       const share = count > 2 ? 0.92 : 0.78; // of the window; two rows need more
+      const padding = this.stage.clientWidth - width;
       const height = full ? this.stage.clientHeight - padding : Math.max(280, share * window.innerHeight);
       const cols = G.columns(count, width, height, this.size, GAP_PX, CAPTION_PX);
       const rows = Math.ceil(count / cols);
@@ -232,10 +237,11 @@
 
     /** Region of the lens in LR pixels: {x, y, side}; `px` is the side of a crop in device pixels. */
     region() {
-      const width = this.crops.clientWidth || this.stage.clientWidth;
-      const count = Math.max(1, this.shown().length);
-      const fitting = (width - GAP_PX * (count - 1)) / count;
-      const wish = Math.floor(G.clamp(fitting, CROP_PX.least, CROP_PX.most) * this.dpr);
+      const width = this.inner(this.crops);
+      const room = Math.floor((width + GAP_PX) / (CROP_PX.least + GAP_PX));
+      const cols = G.clamp(this.shown().length, 1, Math.max(1, room));
+      const fitting = (width - GAP_PX * (cols - 1)) / cols;
+      const wish = Math.floor(Math.min(fitting, CROP_PX.most) * this.dpr);
       const [h, w] = this.data.lr;
       const one = this.lens.k * this.data.scale; // device pixels per LR pixel
       const side = G.clamp(Math.floor(wish / one), 1, Math.min(h, w));
@@ -245,8 +251,6 @@
     },
 
     paintLens() {
-      const panel = this.root.querySelector(".srkd-lens");
-      panel.hidden = !this.lens.on;
       for (const { box } of this.panes.values()) box.hidden = !this.lens.on;
       if (!this.lens.on) {
         this.crops.replaceChildren();
@@ -261,7 +265,7 @@
         box.style.width = box.style.height = `${(region.side * scale * this.zoom) / this.dpr}px`;
       }
       write(
-        panel.querySelector(".srkd-where"),
+        this.root.querySelector(".srkd-where"),
         `LR x ${region.x}–${region.x + region.side - 1}, y ${region.y}–${region.y + region.side - 1}`
           + (this.lens.pinned ? " · press a picture to move it" : " · press a picture to hold it here"),
       );

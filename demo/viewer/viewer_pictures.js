@@ -21,7 +21,7 @@
         this.state = "ready";
       } catch (error) {
         this.state = "failed";
-        this.reason = this.blob ? "it is no picture this browser can decode" : error.message;
+        this.reason = this.blob ? "this browser cannot decode it" : error.message;
       }
     }
 

@@ -322,4 +322,14 @@ def test_full_screen(show: Open) -> None:
         return [root.scrollHeight - root.clientHeight, root.scrollWidth - root.clientWidth];
     }""")
     assert beyond == [0, 0]
+    press(page, "k", "l")
+    page.wait_for_timeout(300)
+    inside = page.evaluate("""() => {
+        const stage = document.querySelector(".srkd-stage").getBoundingClientRect();
+        const caption = document.querySelector(".srkd-pane[data-place=seen] figcaption").getBoundingClientRect();
+        const view = document.querySelector(".srkd-pane[data-place=seen] .srkd-view").getBoundingClientRect();
+        return view.top >= stage.top && caption.bottom <= stage.bottom;
+    }""")
+    assert inside
+    press(page, "g", "l")
     assert len({marker(pixels_of(view(page, key))) for key in KEYS}) == 1
