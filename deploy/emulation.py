@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deploy.engines import EngineRunError, check_input
+from deploy.engine_io import check_input
+from deploy.engines import EngineRunError
 from deploy.half import tensor_types
 
 if TYPE_CHECKING:

@@ -142,8 +142,8 @@ def _exported(file: Path, scale: int | None, engine: str | None) -> LoadedModel:
 
 
 def _limits(sidecar: Sidecar) -> Limits:
-    """The sizes that a built engine takes; a graph takes any."""
-    if Path(sidecar.file).suffix == GRAPH_SUFFIX:
+    """The sizes that a built engine or a static graph takes; other graphs take any."""
+    if Path(sidecar.file).suffix == GRAPH_SUFFIX and not sidecar.static:
         return ANY_SIZE
     smallest, largest = (sidecar.sizes[which] for which in ("min", "max"))
     return Limits((smallest[0], smallest[1]), (largest[0], largest[1]))

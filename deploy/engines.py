@@ -459,28 +459,3 @@ def _notes(file: Path, sidecar: Sidecar) -> tuple[str, ...]:
             "here shows neither its range nor its speed on a GPU."
         )
     return tuple(notes)
-
-
-def check_input(lr: np.ndarray) -> None:
-    """Refuse what is not a batch of float32 RGB images."""
-    if lr.ndim != 4 or lr.shape[1] != 3 or str(lr.dtype) != "float32" or 0 in lr.shape:
-        raise SrkdError(
-            f"an engine needs float32 (N, 3, h, w) in [0, 1], got {lr.dtype} {tuple(lr.shape)}."
-        )
-
-
-def check_output(sr: np.ndarray, lr: np.ndarray, scale: int, file: Path) -> None:
-    """Refuse what is not (N, 3, scale*h, scale*w) for `lr` (N, 3, h, w)."""
-    n, _, h, w = lr.shape
-    expected = (n, 3, scale * h, scale * w)
-    if sr.shape != expected:
-        raise EngineRunError(
-            f"{file.name} makes {tuple(sr.shape)} of {tuple(lr.shape)}, not {expected} as its record says; "
-            "export it again."
-        )
-
-
-def first_line(error: Exception) -> str:
-    """What a library says first, without the stack it appends."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

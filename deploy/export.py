@@ -62,7 +62,7 @@ engines:
 {"".join(f"  {name:<9}{ENGINES[name].about} ({', '.join(ENGINES[name].precisions)}){chr(10)}" for name in EXPORTED)}
 a graph takes any batch, height and width; --size says which sizes are declared in the sidecar and
 where parity is checked (no side above 160 px, so that the check stays short). A TensorRT engine is built for
-the sizes from MIN to MAX and tuned for OPT.
+the sizes from MIN to MAX and tuned for OPT. --static writes a graph of one size, one picture at a time.
 
 fp16: the network's range is re-centred by a power of two where that is exact, and the blocks that float16 breaks
 stay float32; both are measured on the photographs of the check, and recorded.
@@ -70,6 +70,7 @@ stay float32; both are measured on the photographs of the check, and recorded.
 examples:
   python deploy/export.py runs/rcan_a --engine onnx --precision fp16
   python deploy/export.py rcan_c --scale 4 --engine ort --threads 4 --out out/
+  python deploy/export.py runs/rcan_a --engine openvino --size 96x96 --static
   python deploy/export.py runs/rcan_a --engine trt --precision fp16 --size 270x480:540x960:1080x1920 --benchmark
 
 exit codes:
@@ -154,7 +155,7 @@ def export(
     check_sizes(sizes, facts, loaded.name)
     folder = out or default_folder(loaded)
     request = Request(engine, precision, sizes, folder, data, threads, device)
-    file = export_file(folder, loaded.name, engine, precision, kind, device)
+    file = export_file(folder, loaded.name, engine, precision, kind, device, sizes.only)
     _refuse_existing(file, overwrite)
     half = precision == "fp16" and not kind.rounds
     stages = Stages(quiet, half=half, built=kind.source == "built")
@@ -293,7 +294,9 @@ def _verify(
         engine=opened,
         precision=precision,
         absent=absent,
-        limits=ANY_SIZE if made.build is None else Limits(sizes.smallest, sizes.largest),
+        limits=Limits(sizes.smallest, sizes.largest)
+        if made.build is not None or sizes.static
+        else ANY_SIZE,
         deployed=TorchEngine(made.network, scale) if rescaled else None,
         as_trained=made.plan.reason,
         half=None if made.half is None else HalfEmulation(made.half, scale, threads),
@@ -382,6 +385,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="LR sizes, each HxW (default: %(default)s)",
     )
     p.add_argument(
+        "--static",
+        action="store_true",
+        help="a graph of the one size that --size gives; larger pictures are cut into tiles of it",
+    )
+    p.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
@@ -417,7 +425,7 @@ def main(argv: list[str] | None = None) -> int:
         raise SrkdError(
             "--benchmark measures files whose parity passed; leave out --no-parity, or --benchmark."
         )
-    sizes = parse_sizes(args.size)
+    sizes = parse_sizes(args.size, args.static)
     result = export(
         args.model,
         args.engine,

@@ -1,4 +1,4 @@
-"""Network -> ONNX graph: one file, dynamic batch, height and width, float32, output not clamped.
+"""Network -> ONNX graph: one file, dynamic batch, height and width or one fixed size, float32, output not clamped.
 
 Uses the exporter built on torch.export (`dynamo=True`), because (measured with torch 2.13, one core)
 it names every weight as the network does, writes the output size as an expression (`4*height`) and
@@ -64,18 +64,18 @@ def weights_file(model: LoadedModel) -> Path:
     return source / "weights.safetensors" if source.is_dir() else source
 
 
-def export_graph(model: LoadedModel, path: Path) -> Graph:
+def export_graph(model: LoadedModel, path: Path, size: tuple[int, int] | None = None) -> Graph:
     """Write `model` as ONNX to `path`, checked by the ONNX checker.
 
     Input `lr` (batch, 3, height, width) float32 RGB in [0, 1]; output `sr` (batch, 3, scale*height,
-    scale*width), not clamped. The network's mode and device are left alone. Raises `SrkdError` for a
+    scale*width), not clamped. With `size` (h, w) all dims are numbers, batch 1. The network's mode and device are left alone. Raises `SrkdError` for a
     network that cannot be exported and `CheckFailedError` for a graph that breaks the contract.
     """
     network = copy.deepcopy(model.network).float().cpu().eval()
-    proto = _trace(network, model)
+    proto = _trace(network, model, size)
     _strip_notes(proto)
     _describe(proto, model)
-    check_graph(proto, model.scale, _pixel_shuffles(network))
+    check_graph(proto, model.scale, _pixel_shuffles(network), size)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
     return Graph(
@@ -88,15 +88,18 @@ def export_graph(model: LoadedModel, path: Path) -> Graph:
     )
 
 
-def _trace(network: nn.Module, model: LoadedModel) -> onnx.ModelProto:
+def _trace(network: nn.Module, model: LoadedModel, size: tuple[int, int] | None) -> onnx.ModelProto:
     facts = model.facts
-    # Sizes off the network's grid, unequal, and a batch of two: whatever the exporter would bake in
-    # from a convenient sample fails here instead of at the user's first odd picture.
-    start, grid = facts.minimum_px + 2 * facts.size_multiple, facts.size_multiple
-    h, w = islice((s for s in count(start + 1) if grid == 1 or s % grid), 2)
-    sample = torch.rand(2, 3, h, w)
-    low = facts.minimum_px
-    sizes = {0: Dim("batch"), 2: Dim("height", min=low), 3: Dim("width", min=low)}
+    if size is None:
+        # Sizes off the network's grid, unequal, and a batch of two: whatever the exporter would bake in
+        # from a convenient sample fails here instead of at the user's first odd picture.
+        start, grid = facts.minimum_px + 2 * facts.size_multiple, facts.size_multiple
+        h, w = islice((s for s in count(start + 1) if grid == 1 or s % grid), 2)
+        sample = torch.rand(2, 3, h, w)
+        low = facts.minimum_px
+        sizes = ({0: Dim("batch"), 2: Dim("height", min=low), 3: Dim("width", min=low)},)
+    else:
+        sample, sizes = torch.rand(1, 3, *size), None
     try:
         with _quiet_exporter():
             program = torch.onnx.export(
@@ -106,17 +109,19 @@ def _trace(network: nn.Module, model: LoadedModel) -> onnx.ModelProto:
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=(sizes,),
+                dynamic_shapes=sizes,
                 verbose=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         first = next(
             (line for line in str(error).splitlines() if line.strip()), type(error).__name__
         )
-        raise SrkdError(
-            f"{model.name} cannot be written as ONNX with dynamic sizes: {first.strip()} "
-            "A network whose Python code branches on the image size must compute the size instead."
-        ) from error
+        dynamic = (
+            "with dynamic sizes: {} A network whose Python code branches on the image size must compute the size "
+            "instead, or be exported for one size: --static."
+        )
+        told = (dynamic if size is None else "for one size: {}").format(first.strip())
+        raise SrkdError(f"{model.name} cannot be written as ONNX {told}") from error
     assert program is not None  # None only when the exporter is told to write the file itself
     return program.model_proto
 
@@ -169,9 +174,12 @@ def _pixel_shuffles(network: nn.Module) -> int:
     return sum(isinstance(m, nn.PixelShuffle) for m in network.modules())
 
 
-def check_graph(proto: onnx.ModelProto, scale: int, shuffles: int) -> None:
+def check_graph(
+    proto: onnx.ModelProto, scale: int, shuffles: int, size: tuple[int, int] | None = None
+) -> None:
     """Refuse a graph that breaks the contract: structure, names, types, dims, order of pixel shuffle.
 
+    `size` is the only one (h, w) that it takes, None for any.
     `shuffles` is the number of pixel shuffles of the network; each must be DepthToSpace in CRD mode
     (channel = color * r^2 + row * r + column), which is torch's order. DCR scrambles the colours.
     """
@@ -193,13 +201,11 @@ def check_graph(proto: onnx.ModelProto, scale: int, shuffles: int) -> None:
             "each must be there and CRD, or colours are scrambled. Try another torch version."
         )
     got = {v.name: (v.type.tensor_type.elem_type, _dims(v)) for v in _ends(proto)}
-    need = {
-        INPUT: (onnx.TensorProto.FLOAT, ["batch", 3, "height", "width"]),
-        OUTPUT: (
-            onnx.TensorProto.FLOAT,
-            ["batch", 3, f"{scale}*height", f"{scale}*width"],
-        ),
-    }
+    lr: list[str | int] = ["batch", 3, "height", "width"]
+    sr: list[str | int] = ["batch", 3, f"{scale}*height", f"{scale}*width"]
+    if size is not None:
+        lr, sr = [1, 3, *size], [1, 3, *(scale * side for side in size)]
+    need = {INPUT: (onnx.TensorProto.FLOAT, lr), OUTPUT: (onnx.TensorProto.FLOAT, sr)}
     if got != need:
         raise CheckFailedError(
             f"the exported graph has inputs and outputs {got}, not {need}: a size was baked in or "

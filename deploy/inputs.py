@@ -111,16 +111,22 @@ def build_inputs(
 
     All photographs at the usual and the smallest size, two at an odd size, one at the largest, two as a
     batch; then patterns and noise at the odd size. A graph runs smaller pictures than were declared, which
-    keeps the check short; an engine that was `built` for these sizes does not.
+    keeps the check short; an engine that was `built` for these sizes does not. A static graph sees its size alone,
+    and no batch.
     """
+    built = built or sizes.static
     least = sizes.smallest if built else (1, 1)
     usual, odd = bounded(sizes.usual, least=least), odd_size(sizes, facts, built=built)
     inputs = [crop_pair(photo, *usual, facts.scale) for photo in photos]
     others = [(p, bounded(sizes.smallest, least=least)) for p in photos]
     others += [(p, odd) for p in photos[:2]]
     others += [(p, bounded(sizes.largest, least=least)) for p in photos[-1:]]
-    inputs += [Input(f"{p.name} {h}x{w}", "photograph", window(p.lr, h, w)) for p, (h, w) in others]
-    if len(photos) > 1:
+    there = {item.name for item in inputs}
+    for photo, (h, w) in others:
+        if (name := f"{photo.name} {h}x{w}") not in there:
+            inputs.append(Input(name, "photograph", window(photo.lr, h, w)))
+            there.add(name)
+    if len(photos) > 1 and not sizes.static:
         pair = np.concatenate([window(p.lr, *odd) for p in photos[:2]])
         inputs.append(Input(f"batch of 2 {odd[0]}x{odd[1]}", "photograph", pair))
     h, w = bounded(odd, PATTERN_PX, bounded(sizes.smallest, least=least))

@@ -113,8 +113,10 @@ def make(
         done("range", found.reason)
     built = kind.source == "built"
     graph32 = temporary / f"{model.name}_fp32.onnx" if halved or built else file
-    graph = deploy.graph.export_graph(deployed, graph32)
-    told = f"opset {graph.opset}, {graph.nodes} nodes, checked, dynamic batch, height, width"
+    only = request.sizes.only
+    graph = deploy.graph.export_graph(deployed, graph32, only)
+    shapes = "dynamic batch, height, width" if only is None else f"one picture of {request.sizes}"
+    told = f"opset {graph.opset}, {graph.nodes} nodes, checked, {shapes}"
     done("onnx", told)
     half: onnx.ModelProto | None = None
     if halved:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from deploy.engines import EngineRunError, check_input, check_output, first_line
+from deploy.engine_io import check_input, check_output, first_line, one_by_one
+from deploy.engines import EngineRunError
 from deploy.machine import require
 from deploy.proof import Proof
 from srkd.errors import SrkdError
@@ -52,14 +53,21 @@ class OpenVinoEngine:
         self.core = library.Core()
         self.compiled: OrderedDict[tuple[int, ...], openvino.CompiledModel] = OrderedDict()
         try:
-            self.core.read_model(file)
+            shape = self.core.read_model(file).input(0).get_partial_shape()
         except RuntimeError as error:
             raise SrkdError(
                 f"OpenVINO cannot open {file} ({first_line(error)}); export it again."
             ) from error
+        h, w = (shape[axis] for axis in (2, 3))
+        self.size = (h.get_length(), w.get_length()) if shape.is_static else None
 
     def __call__(self, lr: np.ndarray) -> np.ndarray:
         check_input(lr)
+        if self.size is not None:
+            return one_by_one(self._run, lr, self.size, self.file)
+        return self._run(lr)
+
+    def _run(self, lr: np.ndarray) -> np.ndarray:
         try:
             sr: np.ndarray = self._network(lr.shape)([lr])[0]
         except RuntimeError as error:

@@ -16,15 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from deploy.engines import (
-    CPU_PROVIDER,
-    CUDA_PROVIDER,
-    EngineRunError,
-    check_input,
-    check_output,
-    first_line,
-    require_provider,
-)
+from deploy.engine_io import check_input, check_output, first_line, one_by_one
+from deploy.engines import CPU_PROVIDER, CUDA_PROVIDER, EngineRunError, require_provider
 from deploy.proof import Proof
 from srkd.errors import MissingError, SrkdError
 
@@ -66,6 +59,8 @@ class OrtEngine:
                 f"ONNX Runtime runs {file.name} on {used[0]} although {provider} was asked for; its "
                 "start-up failed. Repair that installation, or export for the CPU."
             )
+        dims = self.session.get_inputs()[0].shape
+        self.size = (dims[2], dims[3]) if all(isinstance(d, int) for d in dims) else None
 
     def _open(self, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
         import onnxruntime
@@ -83,6 +78,11 @@ class OrtEngine:
 
     def __call__(self, lr: np.ndarray) -> np.ndarray:
         check_input(lr)
+        if self.size is not None:
+            return one_by_one(self._run, lr, self.size, self.file)
+        return self._run(lr)
+
+    def _run(self, lr: np.ndarray) -> np.ndarray:
         try:
             if self.provider == CUDA_PROVIDER:
                 sr = run_bound(self.session, lr, "cuda")

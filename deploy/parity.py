@@ -30,7 +30,7 @@ from deploy.inputs import PHOTOGRAPHS, window
 from deploy.rescale import check_rescale
 from deploy.verdict import EdgeResult, Gate, Task, Worst, edge_json, judge, read_gates
 from srkd.errors import SrkdError
-from srkd.tiling import halo_px, upscale_tiled
+from srkd.tiling import halo_px, largest_kept, upscale_tiled
 from srkd.types import ANY_SIZE
 
 if TYPE_CHECKING:
@@ -166,11 +166,11 @@ def verify(
         e3 = check_engine(
             chain.graph, chain.engine, facts, inputs, gates[gate], chain.precision, float32
         )
-        shapes, tiles = shape_gates(facts, chain.precision)
+        shapes, tiles = shape_gates(facts, chain.precision, chain.limits)
         say("E4 two shapes")
         e4 = check_shapes(chain.engine, facts, photos, gates[shapes], chain.limits)
         say("E5 whole vs tiles")
-        e5 = check_tiles(chain.engine, facts, photos, gates[tiles], chain.limits)
+        e5 = check_tiles(chain.engine, facts, photos, gates[tiles], chain.limits, chain.trained)
         edges += [e3, e4, e5]
         used |= {gate, shapes, tiles}
     kept = {name: gate for name, gate in gates.items() if name in used}
@@ -236,16 +236,16 @@ def check_export(
     return EdgeResult("E1", status, reason, found.numbers, rows=found.rows), found.task, found.worst
 
 
-def shape_gates(facts: Facts, precision: str) -> tuple[str, str]:
+def shape_gates(facts: Facts, precision: str, limits: Limits = ANY_SIZE) -> tuple[str, str]:
     """The tables of gates.toml for E4 and E5.
 
     In a reduced precision nothing is exact: kernels are chosen by shape and round differently.
     """
-    exact = precision == "fp32"
-    return (
-        "E4" if exact else "E4_reduced",
-        "E5_exact" if exact and facts.exact_tiling else "E5_approximate",
-    )
+    if precision != "fp32":
+        return "E4_reduced", "E5_approximate"
+    if not facts.exact_tiling:
+        return "E4", "E5_approximate"
+    return "E4", "E5_torch" if _whole_pictures(facts, limits) is None else "E5_exact"
 
 
 # --- E4 -----------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def check_shapes(
     shrunk = [tuple(MARGIN_PX if side > radius else 0 for side in pair) for pair in pairs]
     fitting = [_fitted(pair, less, limits) for pair, less in zip(pairs, shrunk, strict=True)]
     if None in fitting:
-        return EdgeResult("E4", "NOT RUN", _no_room(limits, "two pictures"))
+        return EdgeResult("E4", "NOT RUN", _no_room(limits))
     rows: list[dict[str, Any]] = []
     for (h, w), (less_h, less_w) in zip(filter(None, fitting), shrunk, strict=True):
         large = window(photos[0].lr, h, w)
@@ -306,12 +306,14 @@ def _fitted(size: tuple[int, int], less: tuple[int, ...], limits: Limits) -> tup
     return None if high is not None and (h > high[0] or w > high[1]) else (h, w)
 
 
-def _no_room(limits: Limits, what: str) -> str:
+def _no_room(limits: Limits) -> str:
     assert limits.largest is not None
     low, high = ("x".join(map(str, size)) for size in (limits.smallest, limits.largest))
+    if low == high:
+        return f"the engine takes {low} alone: there is no second size to compare with"
     return (
-        f"the engine was built for {low} to {high}, too small a range for {what} that exceed the receptive field; "
-        "build it for more sizes to check this"
+        f"the engine was built for {low} to {high}, too small a range for two pictures that exceed the receptive "
+        "field; build it for more sizes to check this"
     )
 
 
@@ -333,26 +335,36 @@ def check_tiles(
     photos: Sequence[Photo],
     gate: Gate,
     limits: Limits = ANY_SIZE,
+    trained: Engine | None = None,
 ) -> EdgeResult:
     """E5: the engine on a whole picture against the same engine on tiles of it.
 
     The picture exceeds a tile and its halo, so that tiles really miss part of it. `limits` are the sizes
-    that the engine takes.
+    that the engine takes; where they leave no room for such a picture, the whole one is that of `trained`, the
+    network in torch.
     """
     if not photos:
         return EdgeResult("E5", "INCONCLUSIVE", "no photograph was given; choose a set with --data")
-    halo = halo_px(facts)
-    tile = max(TILE_PX, halo + MARGIN_PX)
+    halo, whole_engine = halo_px(facts), engine
+    tile = _tile_px(facts)
     rows: list[dict[str, Any]] = []
     parts, seams = [], []
-    fitting = [_fitted(size, (0, 0), limits) for size in _surroundings(halo, tile)]
-    if None in fitting:
-        return EdgeResult("E5", "NOT RUN", _no_room(limits, "a picture and its tiles"))
-    for photo, (h, w) in zip(islice(cycle(photos), 2), cycle(filter(None, fitting)), strict=False):
+    sizes = _whole_pictures(facts, limits)
+    if sizes is None:
+        assert limits.largest is not None and trained is not None
+        whole_engine = trained
+        sizes = [(limits.largest[0] + MARGIN_PX, limits.largest[1] + MARGIN_PX + 5)]
+        try:
+            kept = largest_kept(sizes[0], facts, limits)
+        except SrkdError as error:
+            return EdgeResult("E5", "NOT RUN", str(error))
+        assert kept is not None  # the picture exceeds what the engine takes
+        tile = kept
+    for photo, (h, w) in zip(islice(cycle(photos), 2), cycle(sizes), strict=False):
         lr = window(photo.lr, h, w)
         name = f"{photo.name} {h}x{w}, tiles of {tile}, halo {halo}"
         try:
-            whole = engine(lr)
+            whole = whole_engine(lr)
             tiled = upscale_tiled(
                 as_torch(engine), torch.from_numpy(lr), facts, tile, limits
             ).numpy()
@@ -364,6 +376,17 @@ def check_tiles(
     numbers, seam = worst_of(parts), max(seams)
     status, reason = judge(numbers, gate, seam)
     return EdgeResult("E5", status, reason, numbers, seam, tuple(rows))
+
+
+def _tile_px(facts: Facts) -> int:
+    return max(TILE_PX, halo_px(facts) + MARGIN_PX)
+
+
+def _whole_pictures(facts: Facts, limits: Limits) -> list[tuple[int, int]] | None:
+    """Sizes of pictures that the engine takes whole and that exceed a tile; None where `limits` leave no room."""
+    pictures = _surroundings(halo_px(facts), _tile_px(facts))
+    fitting = [_fitted(size, (0, 0), limits) for size in pictures]
+    return None if None in fitting else [size for size in fitting if size is not None]
 
 
 def as_torch(engine: Engine) -> Callable[[Tensor], Tensor]:

@@ -32,12 +32,15 @@ def export_file(
     precision: str,
     kind: EngineKind,
     device: str | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Path:
     """name_fp32.onnx for the engine onnx; the others, which may share its folder, say who they are.
 
-    A `device` other than the engine's usual one is in the name too: name_fp32.ort-cuda.onnx.
+    A `device` other than the engine's usual one is in the name too, name_fp32.ort-cuda.onnx, and the only `size`
+    (h, w) that a file takes: name_fp32_64x64.onnx.
     """
-    return folder / f"{name}_{precision}{own_part(engine, kind, device)}{kind.suffix}"
+    only = "" if size is None else "_{}x{}".format(*size)
+    return folder / f"{name}_{precision}{only}{own_part(engine, kind, device)}{kind.suffix}"
 
 
 def own_part(engine: str, kind: EngineKind, device: str | None = None) -> str:

@@ -70,6 +70,7 @@ def describe(
             "range": OUTPUT_RANGES[model.facts.output_range],
         },
         sizes=request.sizes.to_json(),
+        static=request.sizes.static,
         settings=settings,
         build=build,
         versions=versions(),
@@ -91,6 +92,7 @@ def rebuild_words(model: LoadedModel, request: Request) -> str:
     words = ["python", "deploy/export.py", portable(model.source, r.folder), "--engine", r.engine]
     words += ["--precision", r.precision, "--size", str(r.sizes), "--out", "."]
     words += ["--data", data_name(r)] if data_name(r) != BUILTIN else []
+    words += ["--static"] if r.sizes.static else []
     words += ["--threads", str(r.threads)] if r.threads else []
     words += ["--device", r.device] if r.device else []
     return shlex.join([*words, "--overwrite"])

@@ -29,7 +29,7 @@ from srkd.types import Facts, OutputRange
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORMAT = 2
+FORMAT = 3
 PARITY_FORMAT = 1
 PARITY_FILE = "parity.json"
 REPORT_FILE = "report.md"
@@ -40,7 +40,8 @@ Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNVERIFIED", "BUILT, NOT VERI
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The record. Sizes are [h, w] in LR pixels; dims are names, expressions or numbers.
+    """The record. Sizes are [h, w] in LR pixels; dims are names, expressions or numbers. A `static` file takes one
+    picture of the only size at a time.
 
     `engine_sha256` is the hash of `file`; `graph_sha256` that of the graph it was built from, which is
     the file itself where nothing is built. `precision_plan` says what was done to fit the precision:
@@ -64,6 +65,7 @@ class Sidecar:
     input: dict[str, Any]
     output: dict[str, Any]
     sizes: dict[str, list[int]]
+    static: bool
     settings: dict[str, Any]
     build: dict[str, Any] | None
     versions: dict[str, str]
@@ -142,6 +144,8 @@ def _check_values(sidecar: Sidecar) -> None:
         size = sidecar.sizes[which]
         if not (isinstance(size, list) and len(size) == 2 and all(map(_whole, size))):
             raise ValueError(f"the size {which} is {size!r}, not [h, w]")
+    if sidecar.static and sidecar.sizes["min"] != sidecar.sizes["max"]:
+        raise ValueError("it is static and has several sizes")
     if sidecar.verdict not in get_args(Verdict):
         raise ValueError(f"verdict {sidecar.verdict!r}")
     if "name" not in sidecar.model:

@@ -16,24 +16,35 @@ LARGEST_INDEX = 2**31 - 1  # elements of a tensor that a 32-bit index can count
 
 @dataclass(frozen=True)
 class Sizes:
-    """Declared (h, w) of the pictures an export is for, in LR pixels. The graph takes any size."""
+    """Declared (h, w) of the pictures an export is for, in LR pixels.
+
+    `static`: the graph takes one picture of the only size at a time; otherwise any batch and size.
+    """
 
     smallest: tuple[int, int]
     usual: tuple[int, int]
     largest: tuple[int, int]
+    static: bool = False
+
+    @property
+    def only(self) -> tuple[int, int] | None:
+        """(h, w) of a static graph."""
+        return self.usual if self.static else None
 
     def to_json(self) -> dict[str, list[int]]:
         return {"min": [*self.smallest], "opt": [*self.usual], "max": [*self.largest]}
 
     def __str__(self) -> str:
+        if self.static:
+            return "{}x{}".format(*self.usual)
         return ":".join(f"{h}x{w}" for h, w in (self.smallest, self.usual, self.largest))
 
 
 DEFAULT_SIZES = Sizes((16, 16), (64, 64), (512, 512))
 
 
-def parse_sizes(text: str) -> Sizes:
-    """`MIN:OPT:MAX`, each HxW, or one HxW for all three."""
+def parse_sizes(text: str, static: bool = False) -> Sizes:
+    """`MIN:OPT:MAX`, each HxW, or one HxW for all three; `static` needs one."""
     try:
         parts = [tuple(int(v) for v in part.lower().split("x")) for part in text.split(":")]
         if len(parts) == 1:
@@ -48,7 +59,11 @@ def parse_sizes(text: str) -> Sizes:
             f"--size {text} does not grow from MIN to MAX in height and width; "
             f"for example --size {DEFAULT_SIZES}"
         )
-    return Sizes((a, b), (c, d), (e, f))
+    if static and (a, b) != (e, f):
+        raise SrkdError(
+            f"--static writes a graph of one size, and --size is {text}; give one, for example --size 64x64"
+        )
+    return Sizes((a, b), (c, d), (e, f), static)
 
 
 def check_sizes(sizes: Sizes, facts: Facts, name: str) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploy.cuda_stream import CudaStream
-from deploy.engines import EngineRunError, check_input
+from deploy.engine_io import check_input
+from deploy.engines import EngineRunError
 from deploy.proof import Proof
 from deploy.tensorrt_library import ELSEWHERE, kernels_file, listening, load_library, start
 from srkd.errors import CheckFailedError, MissingError, SrkdError

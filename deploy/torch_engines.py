@@ -13,7 +13,8 @@ import copy
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from deploy.engines import EngineRunError, check_input, first_line
+from deploy.engine_io import check_input, first_line
+from deploy.engines import EngineRunError
 from srkd.compiler import cpp_compiler
 from srkd.errors import MissingError
 

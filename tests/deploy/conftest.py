@@ -48,20 +48,21 @@ def run_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def exported(run_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> _Exports:
-    """`exported("rcan_a")` is the network and its graph, made at the first call."""
+    """`exported("rcan_a")` is the network and its graph, made at the first call; with a size (h, w) a static one."""
     return _Exports(run_folders, tmp_path_factory.mktemp("graphs"))
 
 
 class _Exports:
     def __init__(self, folders: dict[str, Path], out: Path) -> None:
-        self.folders, self.out, self.made = folders, out, {}
+        self.folders, self.out = folders, out
+        self.made: dict[tuple[str, tuple[int, int] | None], Exported] = {}
 
-    def __call__(self, name: str) -> Exported:
-        if name not in self.made:
+    def __call__(self, name: str, size: tuple[int, int] | None = None) -> Exported:
+        if (name, size) not in self.made:
             model = load_model(self.folders[name])
-            graph = export_graph(model, self.out / f"{name}.onnx")
-            self.made[name] = Exported(model, graph)
-        return self.made[name]
+            graph = export_graph(model, self.out / f"{name}_{len(self.made)}.onnx", size)
+            self.made[name, size] = Exported(model, graph)
+        return self.made[name, size]
 
 
 @pytest.fixture
@@ -73,9 +74,9 @@ def run(run_folders: dict[str, Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def fast_export(exported: _Exports, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter takes seconds and is tested elsewhere: hand out the graph it made."""
-    made = exported("edsr_tiny")
 
-    def copy_graph(model: LoadedModel, path: Path) -> Graph:
+    def copy_graph(model: LoadedModel, path: Path, size: tuple[int, int] | None = None) -> Graph:
+        made = exported("edsr_tiny", size)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(made.graph.path, path)
         return Graph(**{**vars(made.graph), "path": path})

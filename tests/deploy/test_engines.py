@@ -243,7 +243,7 @@ def test_a_changed_graph_is_refused_with_the_command_that_rebuilds_it(spoilable:
 def test_sidecar_absent_newer_or_damaged(spoilable: Path) -> None:
     good = sidecar_path(spoilable).read_text()
     change_sidecar(spoilable, format=1)
-    with pytest.raises(SrkdError, match=r"format 1, this version reads 2; .* or export again"):
+    with pytest.raises(SrkdError, match=r"format 1, this version reads 3; .* or export again"):
         load_engine(spoilable)
     sidecar_path(spoilable).write_text(good)
     change_sidecar(spoilable, surprise=1)
@@ -283,6 +283,7 @@ def test_sidecar_absent_newer_or_damaged(spoilable: Path) -> None:
         ("sizes", {"max": [64]}, r"size max is \[64\], not \[h, w\]"),
         ("sizes", {"min": [16, 16.0]}, "size min"),
         ("sizes", None, "sizes is None"),
+        ("static", True, "it is static and has several sizes"),
         ("settings", {"threads": "2"}, "setting threads is '2'.*export\\.py"),
         ("settings", {"provider": None}, "setting provider is None"),
         ("settings", {"precision": "fp16"}, "setting precision is not the fp32"),

@@ -133,8 +133,8 @@ class TestOutcomes:
     ) -> None:
         sound = deploy.graph.export_graph
 
-        def faulty(model: LoadedModel, path: Path) -> Graph:
-            graph = sound(model, path)
+        def faulty(model: LoadedModel, path: Path, size: tuple[int, int] | None) -> Graph:
+            graph = sound(model, path, size)
             proto = onnx.load(path)
             for node in proto.graph.node:
                 if node.op_type == "DepthToSpace":
