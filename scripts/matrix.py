@@ -183,10 +183,11 @@ def measured(out: Path, every: Sequence[PlannedRun], quiet: bool) -> tuple[Speed
     ms = {pair: row["p50_ms"] for pair, row in zip(chosen, rows, strict=True) if "p50_ms" in row}
     subject = card.subjects[0]
     where = card.environment["machine"]["cpu"] if subject.device == "cpu" else subject.device
-    threads = f", {subject.threads} threads" if subject.device == "cpu" else ""
+    threads = f", threads: {subject.threads}" if subject.device == "cpu" else ""
+    h, w = SPEED_SIZE
     note = (
-        f"Times: median of a 256x256 LR picture, {subject.engine} {subject.precision} on {where}{threads}, the "
-        f"networks taking turns; the whole record is {file.name}."
+        f"Times: median of a {h}x{w} LR picture, {subject.engine} {subject.precision} on {where}{threads}, the networks "
+        f"taking turns; the whole record is {file.name}."
     )
     return Speed(ms, note), len(ms) == len(chosen)
 

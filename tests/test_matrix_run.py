@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,11 +18,13 @@ import pytest
 from scored_run import write_run
 from tiny_run import write_photos
 
-from scripts.matrix import main
+from deploy.benchmark import benchmark
+from deploy.speed import Limits
+from scripts.matrix import main, measured
 from srkd.compare import Speed, compare
 from srkd.compare_pages import html
 from srkd.console import run_command
-from srkd.errors import SrkdError
+from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import read_json, write_text
 from srkd.finished import find_runs
 from srkd.matrix import PlannedRun, load_matrix
@@ -195,6 +198,39 @@ def test_times_are_drawn_and_known_the_next_time(matrix: Path, runs: dict[str, P
     without = html(compare(find_runs([run.folder for run in plan])))
     assert "ms for 256x256 LR pixels" not in without and "thousand parameters" in without
     assert written.comparison.tables[0].rows[0].latency_ms == 12.5
+
+
+def test_networks_are_timed_side_by_side_once(
+    matrix: Path, runs: dict[str, PlannedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a watch that needs no quiet machine, and one run a turn."""
+    once = Limits(0.0, 2, 0.0, rounds=1, warm_up_s=0.0, warm_up_runs=2, give_up_s=0.0, drift=1e9)
+    quick = partial(benchmark, limits=once, others=lambda: 0.0)
+    monkeypatch.setattr("deploy.benchmark.benchmark", quick)
+    monkeypatch.setattr("deploy.speed_card.check_watch", lambda watch: {"off": 0.0})
+    monkeypatch.setattr("scripts.matrix.SPEED_SIZE", (12, 10))
+    out, plan = matrix.parent / "out", [*runs.values()]
+    begun = {name: run for name, run in runs.items() if name != "kd-1"}
+    finish(begun)
+    speed, timed = measured(out, plan, quiet=True)
+    assert timed and not speed.ms and "when all runs are finished" in speed.note
+    finish(runs)
+    speed, timed = measured(out, plan, quiet=True)
+    assert timed and [*speed.ms] == [("edsr_tiny", 4)] and speed.ms["edsr_tiny", 4] > 0
+    assert "torch fp32" in speed.note and "a 12x10 LR picture" in speed.note
+    assert read_json(out / "speed.json")["rows"][0]["p50_ms"] == speed.ms["edsr_tiny", 4]
+    write_results(out, matrix, plan, {}, speed)
+    assert measured(out, plan, quiet=True) == (speed, True)
+
+    def busy(*_: object, **__: object) -> None:
+        raise CheckFailedError("the machine is busy.")
+
+    (out / "results.json").unlink()
+    monkeypatch.setattr("deploy.benchmark.benchmark", busy)
+    assert measured(out, plan, quiet=True) == (
+        Speed({}, "Times were not measured: the machine is busy."),
+        False,
+    )
 
 
 def test_plan_is_printed_without_training(
