@@ -18,6 +18,7 @@ from srkd.matrix_run import matrix_seconds, paces, seconds_left
 from srkd.recipe import load_recipe
 from srkd.training import prepare
 
+ROOT = Path(__file__).resolve().parent.parent
 HEAD = 'base = "base.toml"\nstudents = ["edsr_tiny", "rcan_a"]\nscales = [2, 4]\nseeds = [0, 1]\n'
 ROWS = """
 [rows.scratch]
@@ -114,6 +115,17 @@ def test_stage_wise_row_with_equal_steps_on_hr_is_taken(tmp_path: Path) -> None:
     row = '[rows.two]\nmethod = "fitnet"\nset.train = { distil_iterations = 3, iterations = 13 }\n'
     runs = load_matrix(write_matrix(tmp_path, HEAD + ROWS + row), tmp_path / "out")
     assert "x4/rcan_a/two-1" in [run.name for run in runs]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").rglob("*.matrix.toml")), ids=lambda p: p.stem
+)
+def test_shipped_matrices_load_and_have_a_baseline(path: Path, tmp_path: Path) -> None:
+    runs = load_matrix(path, tmp_path)
+    folders = [run.folder for run in runs]
+    assert len({*folders}) == len(folders) > 1
+    known = {(r.kind[1:], r.recipe.seed) for r in runs if r.recipe.method.name == "scratch"}
+    assert {(r.kind[1:], r.recipe.seed) for r in runs} == known
 
 
 def test_shares_are_a_partition_that_nothing_changes(tmp_path: Path) -> None:

@@ -180,7 +180,9 @@ def test_half_is_measured_and_refused_where_a_table_would_show_it(
 
     info["scores"]["Set5"]["psnr_y"] += 0.0062
     write_text(run / "model.json", json.dumps(info))
-    with pytest.raises(CheckFailedError, match=r"float16 weights move PSNR-Y of Set5 by -0\.00[567]"):
+    with pytest.raises(
+        CheckFailedError, match=r"float16 weights move PSNR-Y of Set5 by -0\.00[567]"
+    ):
         publish(run, weights / "edsr_tiny_x4_b", Options(half=True))
     assert not (weights / "edsr_tiny_x4_b").exists()
 
