@@ -226,11 +226,12 @@ class Board:
         return run.name, f"{done:,}/{of:,}", "-" if left is None else duration(left)
 
     def _draw(self, head: str, rows: Sequence[tuple[str, str, str]]) -> None:
-        from rich.console import Console
+        from rich.console import Console, Group
         from rich.live import Live
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=head, title_justify="left", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
         table.add_column("run")
         table.add_column("step", justify="right")
         table.add_column("left", justify="right")
@@ -239,7 +240,7 @@ class Board:
         if self.live is None:
             self.live = Live(console=Console(stderr=True), auto_refresh=False)
             self.live.start()
-        self.live.update(table, refresh=True)
+        self.live.update(Group(Text(head), table) if rows else Text(head), refresh=True)
 
     def close(self) -> None:
         if self.live is not None:
