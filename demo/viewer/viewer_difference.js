@@ -40,9 +40,9 @@
 
     function reader(bitmap) {
       const canvas = new OffscreenCanvas(bitmap.width, STRIP);
-      const context = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
+      const context = canvas.getContext("2d", { willReadFrequently: true });
       return (top, rows) => {
-        context.fillRect(0, 0, bitmap.width, STRIP);
+        context.fillRect(0, 0, bitmap.width, STRIP); // black, under what is transparent
         context.drawImage(bitmap, 0, -top);
         return context.getImageData(0, 0, bitmap.width, rows).data;
       };
