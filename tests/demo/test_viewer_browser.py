@@ -83,7 +83,7 @@ def test_enlarged_pixels_are_squares_until_smoothed(show: Open) -> None:
 
 @pytest.mark.slow
 def test_flicker_shows_a_picture_in_every_frame(show: Open) -> None:
-    """In each frame exactly one pane is seen, and its middle has the colours of its own picture."""
+    """In each frame one pane is seen, its middle in colours of its own picture, at the zoom of that moment."""
     page = show()
     press(page, "k", "1")
     page.evaluate("""() => {
@@ -94,22 +94,26 @@ def test_flicker_shows_a_picture_in_every_frame(show: Open) -> None:
             frames_seen.push(seen.map((v) => {
                 const canvas = v.querySelector("canvas");
                 const at = [canvas.width / 2, canvas.height / 2].map(Math.floor);
-                return [v.dataset.image, ...canvas.getContext("2d").getImageData(...at, 1, 1).data];
+                const pixel = (x, y) => canvas.getContext("2d").getImageData(x, y, 1, 1).data;
+                // 200 pixels beside the middle there is picture at x3, which fits, and none at 1:1.
+                const wide = pixel(at[0] - 200, at[1])[3] === 255;
+                return [v.dataset.image, wide === viewer.state().fit, ...pixel(...at)];
             }));
             window.looking = requestAnimationFrame(look);
         };
         look();
     }""")
-    for _ in range(12):
+    for index in range(12):
+        page.keyboard.press("zf"[index % 2])
         page.keyboard.press("ArrowRight")
         page.wait_for_timeout(20)
     page.keyboard.press("ArrowLeft")
     frames = page.evaluate("() => { cancelAnimationFrame(looking); return frames_seen; }")
     assert {len(frame) for frame in frames} == {1}
     assert {frame[0][0] for frame in frames} == set(KEYS)
-    for [(key, *rgba)] in frames:
+    for [(key, zoomed, *rgba)] in frames:
         own = picture(KEYS.index(key)).reshape(-1, 3)
-        assert rgba[3] == 255 and (own == rgba[:3]).all(axis=1).any(), (key, rgba)
+        assert zoomed and rgba[3] == 255 and (own == rgba[:3]).all(axis=1).any(), (key, rgba)
     assert state(page)["active"] == KEYS[(12 - 1) % len(KEYS)]
 
 

@@ -151,9 +151,10 @@ def test_wheel_scrolls_the_page_until_the_viewer_has_the_focus(show: Open) -> No
     at = (box["x"] + 100, box["y"] + 60)
     page.mouse.move(*at)
     before = state(page)["zoom"]
-    page.mouse.wheel(0, 100)
-    page.wait_for_function("scrollY > 50")
-    assert state(page)["zoom"] == before
+    for distance, there in ((100, "scrollY > 50"), (-100, "scrollY < 50")):
+        page.mouse.wheel(0, distance)
+        page.wait_for_function(there)
+        assert state(page)["zoom"] == before
     page.evaluate("scrollTo(0, 0)")
     page.keyboard.down("Control")
     page.mouse.wheel(0, -100)
