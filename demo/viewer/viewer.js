@@ -2,9 +2,10 @@
 //
 //   const viewer = SrkdViewer.mount(element, data)   `element` holds the markup of viewer.html
 //   viewer.update(data)       other pictures; zoom, pan, mode and chosen panes stay
-//   viewer.state()            plain data, for tests and permalinks; also the detail of the event
-//   viewer.restore(state)     "srkd-viewer" that bubbles from `element` after every change
+//   viewer.state()            plain data: mode, keys, zoom, pan, ...
+//   viewer.restore(state)     take over such data, or a part of it, from a link for example
 //   viewer.destroy()
+//   event "srkd-viewer"       bubbles from `element` after every change; detail = state()
 //
 //   data = {scale, lr: [h, w], name, protocol, truth: key|null, reference: key|null, images: [
 //     {key, label, role: "truth"|"nearest"|"bicubic"|"model", url, w, h, alt, lines: [text, ...]}]}
