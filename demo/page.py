@@ -47,12 +47,13 @@ def build(service: Service, folder: Path) -> gr.Blocks:
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE_S, fill_width=True
     ) as page:
+        # First: an event of the page that came before would take the endpoint's name.
+        api.add(handlers)
         gr.Markdown(INTRO, elem_id="srkd-intro")
         with gr.Tab("Compare"):
             _compare_tab(page, handlers)
         with gr.Tab("Several files"):
             _batch_tab(handlers)
-        api.add(handlers)
     return page
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import pytest
 from tiny_service import write_runs
 
 if TYPE_CHECKING:
@@ -20,32 +19,40 @@ if TYPE_CHECKING:
 
     from demo.service import Service
 
-pytest.importorskip("gradio", reason="the page needs gradio: pip install -e .[demo]")
-
 
 @dataclass(frozen=True)
 class Live:
-    """The running page: its address without a slash at the end, its upload folder, what serves it."""
+    """The running page: its address without a slash at the end, its upload folder, the runs it shows, what serves it."""
 
     address: str
     folder: Path
+    runs: Path
     service: Service
     page: gr.Blocks
+    http: httpx.Client
 
     def upload(self, data: bytes, name: str = "photo.png") -> dict[str, Any]:
         """Gradio's record of an uploaded file."""
-        reply = httpx.post(f"{self.address}/gradio_api/upload", files={"files": (name, data)})
+        reply = self.http.post("/gradio_api/upload", files={"files": (name, data)})
         reply.raise_for_status()
         return record(reply.json()[0], name)
 
     def post(self, endpoint: str, data: list[Any]) -> httpx.Response:
-        return httpx.post(f"{self.address}/gradio_api/call/{endpoint}", json={"data": data})
+        return self.http.post(f"/gradio_api/call/{endpoint}", json={"data": data})
 
     def call(self, endpoint: str, *data: Any) -> str:
         """The whole reply of an endpoint as it comes over the wire."""
         event = self.post(endpoint, list(data)).json()["event_id"]
-        address = f"{self.address}/gradio_api/call/{endpoint}/{event}"
-        return httpx.get(address, timeout=60).text
+        return self.http.get(f"/gradio_api/call/{endpoint}/{event}").text
+
+    def upscale(self, file: Any, model: Any = "tiny_scratch", **other: Any) -> str:
+        sent = {"engine": "torch", "precision": "fp32", "tile": None, **other}
+        return self.call("upscale", file, model, *sent.values())
+
+    def compare(self, file: Any, models: Any, **other: Any) -> str:
+        sent = {"engine": "torch", "precision": "fp32", "truth": None, "shrink": False}
+        sent |= {"reference": None, "tile": None, **other}
+        return self.call("compare", file, models, *sent.values())
 
 
 def record(path: str, name: str = "photo.png") -> dict[str, Any]:
@@ -79,4 +86,6 @@ def live() -> Live:
         waiting=16,
     )
     atexit.register(page.close, verbose=False)
-    return Live(address.rstrip("/"), folder, service, page)
+    address = address.rstrip("/")
+    http = httpx.Client(base_url=address, timeout=60, trust_env=False)
+    return Live(address, folder, root / "runs", service, page, http)

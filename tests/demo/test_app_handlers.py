@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 from live_server import record
 from tiny_service import picture, write_runs
-
-gr = pytest.importorskip("gradio", reason="the page needs gradio: pip install -e .[demo]")
 
 from demo import markup
 from demo.asked import choices_of, tile_of
@@ -169,7 +168,13 @@ def test_an_exported_file_goes_on_its_own_engine(handlers: Handlers) -> None:
 def test_a_link_that_names_nothing_here_is_as_a_fresh_page(handlers: Handlers) -> None:
     models, engines = handlers.service.models(), handlers.service.engines()
     fresh = from_query({}, models, engines)
-    nonsense = {"scale": "9", "models": "<b>,x", "engine": "trt", "precision": "x", "reference": "y"}
+    nonsense = {
+        "scale": "9",
+        "models": "<b>,x",
+        "engine": "trt",
+        "precision": "x",
+        "reference": "y",
+    }
     assert from_query(nonsense, models, engines) == fresh
     asked = from_query({"scale": "2", "models": "tiny_distilled,tiny_scratch"}, models, engines)
     assert asked.models == ("tiny_distilled", "tiny_scratch")
@@ -215,7 +220,13 @@ def test_a_fault_of_ours_is_not_shown_but_logged(
 
 def test_texts_of_the_table_stay_text() -> None:
     hostile = "<script>alert(1)</script>"
-    content = Table([hostile, "PSNR-Y"], [[hostile, hostile]], hostile, frozenset({(0, 1)}), (hostile,))
-    for html in (markup.table(content), markup.status(hostile), markup.unavailable([(hostile, hostile)])):
+    content = Table(
+        [hostile, "PSNR-Y"], [[hostile, hostile]], hostile, frozenset({(0, 1)}), (hostile,)
+    )
+    for html in (
+        markup.table(content),
+        markup.status(hostile),
+        markup.unavailable([(hostile, hostile)]),
+    ):
         assert "<script>" not in html
         assert "&lt;script&gt;" in html
