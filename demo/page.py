@@ -35,7 +35,14 @@ A teacher, a student trained alone and the same student distilled, next to bicub
 # Events of the page's own widgets are no interface; `demo.api` has the endpoints for programs.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 # Values come as sent: `demo.asked` checks them, also those that no widget of the page would send.
-JOB: dict[str, Any] = {**PRIVATE, **DEVICE, "preprocess": False, "show_progress": "minimal"}
+# A stopped job ends with its tile; by Gradio's default a press before that would be ignored without a word.
+JOB: dict[str, Any] = {
+    **PRIVATE,
+    **DEVICE,
+    "preprocess": False,
+    "show_progress": "minimal",
+    "trigger_mode": "multiple",
+}
 QUICK: dict[str, Any] = {**PRIVATE, "preprocess": False, "show_progress": "hidden"}
 TO_RESULT = "(...values) => SrkdPage.toResult(values)"
 STOPPED = "Stopped; what was finished is shown."
