@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from demo.make_examples import FOLDER, JPEG_QUALITY, main
+from demo.make_examples import FOLDER, JPEG_QUALITY
 from srkd.data.builtin import LICENCES
 from srkd.data.degradation import downscale_uint8
 from srkd.images import Picture, read_picture
@@ -21,8 +23,10 @@ MOST_BYTES = 1_500_000
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run as a user does: as a file, whose folder holds a module named as one of the standard library."""
     folder = tmp_path_factory.mktemp("made")
-    assert main(["--out", str(folder)]) == 0
+    script = FOLDER.parent / "make_examples.py"
+    subprocess.run([sys.executable, script, "--out", folder], check=True)
     return folder
 
 
