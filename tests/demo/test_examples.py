@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demo.make_examples import FOLDER, JPEG_QUALITY
+from demo.make_examples import FOLDER, JPEG_QUALITY, main
 from srkd.data.builtin import LICENCES
 from srkd.data.degradation import downscale_uint8
 from srkd.images import Picture, read_picture
@@ -23,10 +23,8 @@ MOST_BYTES = 1_500_000
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run as a user does: as a file, whose folder holds a module named as one of the standard library."""
     folder = tmp_path_factory.mktemp("made")
-    script = FOLDER.parent / "make_examples.py"
-    subprocess.run([sys.executable, script, "--out", folder], check=True)
+    assert main(["--out", str(folder)]) == 0
     return folder
 
 
@@ -97,3 +95,12 @@ def test_photographs_are_held_out_and_keep_their_terms() -> None:
         photo = by_name[record["source"].split("'")[1]]
         assert photo.held_out
         assert record["licence"] == photo.licence
+
+
+@pytest.mark.slow
+def test_the_maker_runs_as_a_file(tmp_path: Path) -> None:
+    """Its folder holds a module that is named as one of the standard library."""
+    subprocess.run(
+        [sys.executable, FOLDER.parent / "make_examples.py", "--out", tmp_path], check=True
+    )
+    assert (tmp_path / "index.json").is_file()
