@@ -83,6 +83,14 @@ class Handlers:
         wanted = format_of(wanted)
         yield gr.skip(), None if kept is None else self.downloads(kept, wanted)
 
+    def stopped(self, kept: Kept | None, wanted: Any) -> Iterator[Outputs]:
+        """After the jobs of this page were cancelled -> status, files of the pictures that were finished."""
+        if kept is None:
+            yield markup.status("Stopped."), None
+            return
+        files = self.downloads(kept, format_of(wanted))
+        yield markup.status("Stopped; the pictures that were finished are shown."), files
+
     def downloads(self, kept: Kept, wanted: Format) -> dict[str, Any]:
         """Files of a finished comparison in a new folder, and what was lost on the way into their format."""
         result = kept.result
@@ -142,7 +150,7 @@ def stopping(events: Iterator[E]) -> closing[Generator[E, None, None]]:
 
 def batch_done(result: BatchResult) -> Outputs:
     """Status and the zip, with the reason for every file that is not in it."""
-    failed = [f"{file.name}: {file.error}" for file in result.files if file.error]
+    failed = [file.error for file in result.files if file.error]
     enlarged = len(result.files) - len(failed)
     status = markup.status(f"Done: {enlarged} of {len(result.files)} pictures.")
     return status, {"files": [file_record(result.zip)], "notes": failed}

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from demo.jobs import Progress
     from demo.numbers import Table
 
+LONG_CELL = 24  # characters
+
 
 def status(text: str, done: float | None = None) -> str:
     """The status line; with `done` in [0, 1] a bar beside it."""
@@ -46,13 +48,15 @@ def table(content: Table) -> str:
 def _row(content: Table, number: int) -> str:
     name, *cells = content.rows[number]
     best = {column for row, column in content.marks if row == number}
-    texts = "".join(
-        f'<td class="srkd-page-best">{escape(cell)}</td>'
-        if column in best
-        else f"<td>{escape(cell)}</td>"
-        for column, cell in enumerate(cells, start=1)
-    )
+    texts = "".join(_cell(cell, column in best) for column, cell in enumerate(cells, start=1))
     return f'<tr><th scope="row">{escape(name)}</th>{texts}</tr>'
+
+
+def _cell(text: str, best: bool) -> str:
+    """Short cells stay on one line, and the best of a column is bold beside its star."""
+    classes = {"srkd-page-best": best, "srkd-page-long": len(text) > LONG_CELL}
+    own = " ".join(name for name, holds in classes.items() if holds)
+    return f'<td class="{own}">{escape(text)}</td>'
 
 
 def unavailable(engines: Sequence[tuple[str, str]]) -> str:

@@ -45,7 +45,6 @@ JOB: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {**PRIVATE, "preprocess": False, "show_progress": "hidden"}
 TO_RESULT = "(...values) => SrkdPage.toResult(values)"
-STOPPED = "Stopped; what was finished is shown."
 
 
 def build(service: Service, folder: Path) -> gr.Blocks:
@@ -82,7 +81,8 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
         show_progress_on=[s.status],
         **JOB,
     )
-    c.stop.click(lambda: markup.status(STOPPED), None, [s.status], cancels=[*jobs, timed], **QUICK)
+    stopped = guarded(handlers.stopped, 2, handlers.folder)
+    c.stop.click(stopped, [kept, s.wanted], [s.status, s.files], cancels=[*jobs, timed], **QUICK)
     s.wanted.change(
         guarded(handlers.files, 2, handlers.folder), [kept, s.wanted], [s.status, s.files], **QUICK
     )

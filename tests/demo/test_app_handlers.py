@@ -93,6 +93,21 @@ def test_closing_a_comparison_frees_the_device(handlers: Handlers, photo: dict[s
     assert any(isinstance(kept, Kept) for *_, kept, _, _ in handlers.compare(*values(photo)))
 
 
+def test_what_a_stopped_comparison_had_finished_can_be_downloaded(
+    handlers: Handlers, photo: dict[str, Any]
+) -> None:
+    run = handlers.compare(*values(photo))
+    kept = next(outputs[3] for outputs in run if isinstance(outputs[3], Kept))
+    run.close()
+    assert not kept.result.complete
+    ((_, files),) = handlers.stopped(kept, "png")
+    names = [file["orig_name"] for file in files["files"]]
+    assert [name.rsplit("_", 1)[1] for name in names] == ["nearest.png", "table.json", "table.csv"]
+    ((said, nothing),) = handlers.stopped(None, "png")
+    assert "Stopped" in said
+    assert nothing is None
+
+
 def test_pictures_that_were_removed_are_not_offered(
     handlers: Handlers, photo: dict[str, Any]
 ) -> None:
@@ -109,7 +124,7 @@ def test_a_batch_ends_with_its_zip(handlers: Handlers, photo: dict[str, Any], fo
     *_, (status, zipped) = handlers.batch(files, "tiny_scratch", "torch", "fp32", "png")
     assert "1 of 2" in status
     assert Path(zipped["files"][0]["path"]).stat().st_size == zipped["files"][0]["size"]
-    assert zipped["notes"][0].startswith("notes.txt: ")
+    assert zipped["notes"][0].startswith("notes.txt is no picture")
 
 
 # --- what comes in ------------------------------------------------------------------------------
