@@ -72,7 +72,8 @@ class Handlers:
                     yield markup.progress(event), *[gr.skip()] * 5
                 else:
                     kept = Kept(event, original)
-                    table = markup.table(numbers_table(event))
+                    # Not stopped, only not finished: `stopped` says the other.
+                    table = markup.table(numbers_table(replace(event, complete=True)))
                     yield gr.skip(), shown(event), table, kept, gr.skip(), gr.skip()
         assert kept is not None, "a comparison ends with its result"
         files = self.downloads(kept, "png")
@@ -84,12 +85,13 @@ class Handlers:
         yield gr.skip(), None if kept is None else self.downloads(kept, wanted)
 
     def stopped(self, kept: Kept | None, wanted: Any) -> Iterator[Outputs]:
-        """After the jobs of this page were cancelled -> status, files of the pictures that were finished."""
+        """After the jobs of this page were cancelled -> status, table, files of what was finished."""
         if kept is None:
-            yield markup.status("Stopped."), None
+            yield markup.status("Stopped."), gr.skip(), None
             return
+        table = markup.table(numbers_table(kept.result))
         files = self.downloads(kept, format_of(wanted))
-        yield markup.status("Stopped; the pictures that were finished are shown."), files
+        yield markup.status("Stopped; the pictures that were finished are shown."), table, files
 
     def downloads(self, kept: Kept, wanted: Format) -> dict[str, Any]:
         """Files of a finished comparison in a new folder, and what was lost on the way into their format."""

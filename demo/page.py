@@ -81,8 +81,10 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
         show_progress_on=[s.status],
         **JOB,
     )
-    stopped = guarded(handlers.stopped, 2, handlers.folder)
-    c.stop.click(stopped, [kept, s.wanted], [s.status, s.files], cancels=[*jobs, timed], **QUICK)
+    stopped = guarded(handlers.stopped, 3, handlers.folder)
+    c.stop.click(
+        stopped, [kept, s.wanted], [s.status, s.table, s.files], cancels=[*jobs, timed], **QUICK
+    )
     s.wanted.change(
         guarded(handlers.files, 2, handlers.folder), [kept, s.wanted], [s.status, s.files], **QUICK
     )

@@ -97,13 +97,15 @@ def test_what_a_stopped_comparison_had_finished_can_be_downloaded(
     handlers: Handlers, photo: dict[str, Any]
 ) -> None:
     run = handlers.compare(*values(photo))
-    kept = next(outputs[3] for outputs in run if isinstance(outputs[3], Kept))
+    table, kept = next(outputs[2:4] for outputs in run if isinstance(outputs[3], Kept))
+    assert "stopped" not in table
     run.close()
     assert not kept.result.complete
-    ((_, files),) = handlers.stopped(kept, "png")
+    ((_, table, files),) = handlers.stopped(kept, "png")
+    assert "stopped" in table
     names = [file["orig_name"] for file in files["files"]]
     assert [name.rsplit("_", 1)[1] for name in names] == ["nearest.png", "table.json", "table.csv"]
-    ((said, nothing),) = handlers.stopped(None, "png")
+    ((said, _, nothing),) = handlers.stopped(None, "png")
     assert "Stopped" in said
     assert nothing is None
 
