@@ -111,7 +111,7 @@ class Result:
     """All panes, in the order of the viewer: truth (if any), nearest, bicubic, then the choices as asked.
 
     `lr_size` (h, w); `protocol` is printed beside the metrics; `reference` is the pane key that agreement
-    counts against, None with a truth. `complete` is False when the job was stopped.
+    counts against, None with a truth. `complete` is False while the job runs, and for good where it was stopped.
     """
 
     panes: tuple[Pane, ...]

@@ -265,7 +265,8 @@ def _caption(result: Result, marked: bool) -> str:
     numbers = [pane.numbers for pane in result.panes]
     parts = [f"{shown_name(result.name)}: LR {w}x{h} px, x{result.scale}"]
     if not result.complete:
-        parts.append("the job was stopped before all pictures were made")
+        # While the job runs it is the same table.
+        parts.append("not finished: pictures that were asked for are missing")
     if any(n.psnr_y is not None for n in numbers):
         parts.append(result.protocol)
     if any(n.agreement_db is not None for n in numbers):
