@@ -74,7 +74,8 @@ def metric_lines(numbers: Numbers, reference: str | None) -> list[str]:
     if numbers.agreement_db is not None and reference is not None:
         lines.append(f"agrees with {reference}: {decibel(numbers.agreement_db)}")
     if numbers.p50_ms is not None:
-        lines.append(f"model {numbers.p50_ms:.1f} ms (p50, warm)")
+        busy = ", on a busy machine" if numbers.busy else ""
+        lines.append(f"model {numbers.p50_ms:.1f} ms (p50, warm{busy})")
     elif numbers.model_s is not None:
         run = "one warm run" if numbers.warm else "first run, with loading"
         lines.append(f"model {1000 * numbers.model_s:.0f} ms ({run})")

@@ -63,6 +63,12 @@ def test_a_first_run_is_never_shown_as_the_speed() -> None:
     assert lines_of(measured) == ["model 11.2 ms (p50, warm)"]
 
 
+def test_a_time_of_a_busy_machine_says_so() -> None:
+    assert lines_of(Numbers(p50_ms=11.25, busy=True)) == [
+        "model 11.2 ms (p50, warm, on a busy machine)"
+    ]
+
+
 def test_without_a_truth_agreement_names_the_model() -> None:
     assert lines_of(Numbers(agreement_db=43.2), "teacher") == ["agrees with Teacher: 43.20 dB"]
     assert lines_of(Numbers(agreement_db=43.2)) == []
