@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -97,11 +97,11 @@ class Guard:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self.rules.hosts is not None and _host_name(host) not in self.rules.hosts:
+        if self.rules.hosts is not None and _parts(f"//{host}").hostname not in self.rules.hosts:
             # A name of another site that resolves to this machine would share its pages with that site.
             return 421, "This page answers on this machine's own address only."
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _parts(origin).netloc != host:
             return 403, "Requests from pages of other sites are refused."
         return self._wrong_route(scope["method"], scope["path"]) or self._wrong_size(scope, headers)
 
@@ -166,8 +166,12 @@ def lies_in(path: object, folder: Path) -> bool:
         return False
 
 
-def _host_name(host: str) -> str:
-    return urlsplit(f"//{host}").hostname or ""
+def _parts(address: str) -> SplitResult:
+    """All empty where it is no address, such as "http://["."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 async def _body(receive: Receive) -> bytes:

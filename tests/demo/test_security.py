@@ -131,6 +131,7 @@ def test_pages_of_other_sites_are_refused(server: Live) -> None:
         "null",
         "http://127.0.0.1:1",
         "https://localhost.evil.example",
+        "http://[",
     ):
         assert get(server, "/config", Origin=origin).status_code == 403
         posted = server.http.post(
@@ -149,6 +150,7 @@ def test_pages_of_other_sites_are_refused(server: Live) -> None:
 
 def test_a_name_that_only_points_here_is_refused(server: Live) -> None:
     assert get(server, "/", Host="evil.example").status_code == 421
+    assert get(server, "/", Host="[").status_code == 421
     assert get(server, "/", Host="localhost").status_code == 200
 
 
