@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srkd.errors import SrkdError, nearest
+from srkd.networks.subpixel import SubPixel, enlarge
 from srkd.types import Facts, Pass
 
 if TYPE_CHECKING:
@@ -206,14 +207,14 @@ class OneStepTail(nn.Module):
         self.shift = shift
 
     def forward(self, feature: Tensor, head: Tensor) -> Tensor:
-        return self.shift.undo(self.shuffle(self.conv(feature + head)))
+        return self.shift.undo(enlarge(self.conv, self.shuffle, feature + head))
 
 
 def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, padding=1)
 
 
-def upsampler(channels: int, scale: int) -> nn.Sequential:
+def upsampler(channels: int, scale: int) -> SubPixel:
     """Convolutions and pixel shuffles; convolutions stand at even indices, as in official files."""
     stages = {2: (2,), 3: (3,), 4: (2, 2)}
     if scale not in stages:
@@ -221,7 +222,7 @@ def upsampler(channels: int, scale: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for factor in stages[scale]:
         layers += [conv3x3(channels, channels * factor**2), nn.PixelShuffle(factor)]
-    return nn.Sequential(*layers)
+    return SubPixel(*layers)
 
 
 def staged_tail_radius(scale: int) -> float:

@@ -29,6 +29,7 @@ from srkd.networks.base import (
     upsampler,
 )
 from srkd.networks.fused import FusedNetwork
+from srkd.networks.subpixel import SubPixel
 from srkd.types import Facts
 
 
@@ -83,7 +84,7 @@ class Tail(nn.Module):
         super().__init__()
         stages = upsampler(growth, scale)
         stages[0] = conv3x3(channels, growth * (scale if scale == 3 else 2) ** 2)
-        self.upsample = nn.Sequential(*stages, conv3x3(growth, 3))
+        self.upsample = SubPixel(*stages, conv3x3(growth, 3))
         self.shift = shift
 
     def forward(self, feature: Tensor, head: Tensor) -> Tensor:
