@@ -7,6 +7,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from srkd.recipe import Recipe
 
 QUICK_START = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.toml"
 FIRST = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
@@ -71,6 +75,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--seed", type=int)
     p.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:N (default: cuda if there is one)"
+    )
+    p.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure which precision, layout, threads and compilation are fastest here, and use them",
     )
     p.add_argument(
         "--with-baseline", action="store_true", help="also train the same student from scratch"
@@ -141,11 +150,26 @@ def main(argv: list[str] | None = None) -> int:
             "torchrun trains a recipe with several processes; start the quick start and --dry-run without it."
         )
     recipe = load_recipe(QUICK_START if quick else args.recipe, changes)
+    if not args.tune:
+        return start(args, recipe, quick)
+    import srkd.ranks as ranks
+    from srkd.tuning import tuned
+
+    # One group for both: a second one would find what the first left with torchrun.
+    with ranks.group(args.device):
+        fixed = {change.partition("=")[0].strip() for change in changes}
+        recipe = tuned(recipe, args.device, fixed, quiet=args.quiet)
+        return start(args, recipe, quick)
+
+
+def start(args: argparse.Namespace, recipe: Recipe, quick: bool) -> int:
+    """Train a recipe, or only look at it."""
+    from srkd import listing
+
     if args.dry_run:
         from srkd.dryrun import dry_run
 
         return listing.show(dry_run(recipe, args.device), args.json)
-
     if quick:
         from deploy.quickstart import quickstart
 
@@ -180,10 +204,7 @@ def is_quick_start(args: argparse.Namespace) -> bool:
     return not any((*what, args.cache_teachers)) and not (args.set or args.teacher or args.validate)
 
 
-def default_name(args: argparse.Namespace, recipe: object) -> str:
-    from srkd.recipe import Recipe
-
-    assert isinstance(recipe, Recipe)
+def default_name(args: argparse.Namespace, recipe: Recipe) -> str:
     if args.recipe is not None:
         return args.recipe.stem
     if recipe.stages == "first":
@@ -200,6 +221,8 @@ def resume(args: argparse.Namespace, changes: list[str]) -> int:
     saved = args.resume / "recipe.toml"
     if args.dry_run or args.overwrite:
         raise SrkdError("--resume continues a run; drop --dry-run and --overwrite.")
+    if args.tune:
+        raise SrkdError("--resume goes on with the settings that the run began with; drop --tune.")
     if args.recipe is not None or args.out is not None:
         raise SrkdError("--resume RUN takes its recipe and folder from RUN; drop RECIPE and --out.")
     if saved.is_file() and changes:

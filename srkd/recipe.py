@@ -36,6 +36,9 @@ class DataConfig:
     lr: str = ""  # a folder of LR images; empty: made by MATLAB-compatible bicubic
     patch: int = 48  # LR pixels
     augment: bool = True  # the 8 flips and rotations
+    place: str = (
+        "auto"  # decoded images: host (mapped file) | device (its memory) | auto (by what is free)
+    )
     cache: str = ""  # folder of the decoded cache; empty: $SRKD_CACHE or the user's cache folder
 
 
@@ -58,7 +61,8 @@ class TrainConfig:
     ema: float = 0.999  # decay of the weight average that is evaluated and saved; 0: off
     precision: str = "auto"  # fp32 | bf16 | auto (bf16 where the machine has units for it)
     channels_last: bool = True
-    compile: bool = False
+    compile: bool = False  # torch.compile of the student's, the teachers' and the meta pass
+    threads: int = 0  # of the CPU; 0: as torch finds (OMP_NUM_THREADS, else all cores)
     log_every: int = 100
     save_every: int = 5_000
 
@@ -86,6 +90,7 @@ class ValidateConfig:
 
 SCHEDULES = ("step", "cosine", "constant")
 PRECISIONS = ("fp32", "bf16", "auto")
+PLACES = ("auto", "device", "host")
 POSITIVE = (
     *("iterations", "batch", "accumulate", "learning_rate"),
     *("milestone_every", "log_every", "save_every"),
@@ -363,6 +368,8 @@ def _check(recipe: Recipe) -> None:
         )
     _check_train("train", recipe.train)
     _check_positive("data.patch", recipe.data.patch)
+    if recipe.data.place not in PLACES:
+        raise SrkdError(f"data.place = '{recipe.data.place}'; {nearest(recipe.data.place, PLACES)}")
     if recipe.stage1 is not None:
         _check_train("stage1", recipe.stage1)
         if recipe.stage1.distil_iterations:
@@ -416,7 +423,7 @@ def _check_train(section: str, t: TrainConfig) -> None:
             f"{section}.distil_iterations = {t.distil_iterations}, but {section}.iterations = {t.iterations} counts "
             "both stages; leave some for the second."
         )
-    for name in ("distil_iterations", "warmup", "gamma", "final_learning_rate"):
+    for name in ("distil_iterations", "warmup", "gamma", "final_learning_rate", "threads"):
         if (value := getattr(t, name)) < 0:
             raise SrkdError(f"{section}.{name} = {value}, but it must be 0 or above.")
     if list(t.milestones) != sorted({*t.milestones}) or any(m < 1 for m in t.milestones):

@@ -179,6 +179,8 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
     check_cache(recipe, method)
     check_stages(recipe)
 
+    if recipe.train.threads and target.type == "cpu":
+        torch.set_num_threads(recipe.train.threads)
     for network in (student, method, *(t.network for t in teachers)):
         place(network, target, channels_last=recipe.train.channels_last)
     student.train()

@@ -122,23 +122,8 @@ def open_training_set(
         (cache / "seen").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(IMAGE_CACHE, cache, error) from error
-    if str(data) == BUILTIN:
-        if lr is not None:
-            raise SrkdError(
-                "the built-in images have no LR folder; give --data FOLDER with --lr-data, or leave --lr-data away."
-            )
-        from srkd.data.builtin import causes
-
-        key = causes()
-        entries_of = partial(_builtin_entries, scale)
-    else:
-        pairs = list_pairs(Path(data).expanduser(), Path(lr).expanduser() if lr else None, scale)
-        key = _stat_key(pairs)
-        entries_of = partial(_file_entries, pairs, scale)
-
-    seen = cache / "seen" / hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, key])
-    digest = _remembered_digest(seen)
-    ready = open_if_whole(cache / digest, TrainingSet) if digest else None
+    key, entries_of = _source(data, scale, lr)
+    seen, ready = _remembered(cache, scale, key)
     if ready is not None:
         return ready
     entries = entries_of()
@@ -159,6 +144,36 @@ def open_training_set(
         contents="the decoded images",
         needed=3 * pixels + 3 * pixels // scale**2,
     )
+
+
+def is_cached(data: str | Path, scale: int, lr: str | Path | None, cache: Path | None) -> bool:
+    """Whether `open_training_set` of the same arguments would find the images decoded."""
+    key, _ = _source(data, scale, lr)
+    folder = (cache or default_cache()).expanduser().absolute()
+    return _remembered(folder, scale, key)[1] is not None
+
+
+def _source(
+    data: str | Path, scale: int, lr: str | Path | None
+) -> tuple[object, Callable[[], list[_Entry]]]:
+    """What tells these images from others without reading them, and a function that lists them."""
+    if str(data) == BUILTIN:
+        if lr is not None:
+            raise SrkdError(
+                "the built-in images have no LR folder; give --data FOLDER with --lr-data, or leave --lr-data away."
+            )
+        from srkd.data.builtin import causes
+
+        return causes(), partial(_builtin_entries, scale)
+    pairs = list_pairs(Path(data).expanduser(), Path(lr).expanduser() if lr else None, scale)
+    return _stat_key(pairs), partial(_file_entries, pairs, scale)
+
+
+def _remembered(cache: Path, scale: int, key: object) -> tuple[Path, TrainingSet | None]:
+    """Where the digest of a source is noted, and its images where they are there and whole."""
+    seen = cache / "seen" / hash_json([CACHE_FORMAT, DEGRADATION_VERSION, scale, key])
+    digest = _remembered_digest(seen)
+    return seen, open_if_whole(cache / digest, TrainingSet) if digest else None
 
 
 def default_cache() -> Path:
