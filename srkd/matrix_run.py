@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from srkd.dryrun import step_seconds
 from srkd.finished import is_number
 from srkd.first_stage import FOLDER as FIRST_STAGE
 from srkd.first_stage import first_stage_of
 from srkd.matrix import PlannedRun, last_records, progress_of, stages
+from srkd.probe import step_seconds
 from srkd.progress import StatusLine, duration
 from srkd.train import Interrupt
 from srkd.training import prepare
