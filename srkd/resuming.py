@@ -49,10 +49,18 @@ def hashes_of(training: Training, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-# Keys that may change between a run and its continuation: paths (their contents are hashed) and how
-# often something is shown or saved.
+# Keys that may change between a run and its continuation: paths (their contents are hashed), where images
+# lie, and how often something is shown or saved.
 FREE_KEYS = (
-    *("data.train", "data.lr", "data.cache", "teacher.models", "student.weights", "stage1.run"),
+    *(
+        "data.train",
+        "data.lr",
+        "data.cache",
+        "data.place",
+        "teacher.models",
+        "student.weights",
+        "stage1.run",
+    ),
     *("validate.", "train.log_every", "train.save_every", "with_baseline"),
     *("stage1.log_every", "stage1.save_every"),
 )

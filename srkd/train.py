@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import srkd.ranks as ranks
+from srkd.data.resident import ResidentSampler, placed
 from srkd.data.sampling import Prefetcher
 from srkd.data.sets import given_hr
 from srkd.errors import CheckFailedError, SrkdError
@@ -258,13 +259,16 @@ def _steps(
     buffer = TermBuffer()
     stage = ", first stage," if t.recipe.stages == "first" else ""
     line = TrainingLine(t.recipe.method.name + stage, train.iterations, quiet=quiet)
-    pin = t.device.type == "cuda"
+    sampler, where = placed(inputs.sampler, t.device, t.recipe.data.place)
+    if where:
+        line.say(f"images: {where}")
+    pin = t.device.type == "cuda" and not isinstance(sampler, ResidentSampler)
     try:
         with (
             memory_advice(t.recipe),
             run.tensorboard(t.done) as writer,
             line,
-            Prefetcher(inputs.sampler, t.done, train.iterations, pin=pin) as batches,
+            Prefetcher(sampler, t.done, train.iterations, pin=pin) as batches,
         ):
             clock = Clock(t, batches)
             for _, crops in batches:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ def apply_symmetry(patch: np.ndarray, code: int) -> np.ndarray:
 
 
 class Crops(NamedTuple):
-    """The patches of one step on the CPU, aligned and under the same symmetries.
+    """The patches of one step, aligned and under the same symmetries; a `PatchSampler`'s are on the CPU.
 
     lr      (N, 3, p, p) uint8
     hr      (N, 3, scale*p, scale*p) uint8
@@ -110,12 +110,20 @@ class Crops(NamedTuple):
         return Crops(self.lr.pin_memory(), self.hr.pin_memory(), taught)
 
 
+class Sampler(Protocol):
+    def batch(self, step: int) -> Crops:
+        """The crops of this process's share of `step`."""
+        ...
+
+
 class PatchSampler:
     """Batches of aligned LR and HR patches, sliced from the decoded cache.
 
     patch   side of an LR patch in px; the HR patch is scale times it
     batch   samples of one step over all ranks; rank r gets samples r*batch/world and on
     taught  outputs of frozen teachers over the same images, cropped along with them
+
+    `sizes` are the LR (h, w) of all images, (n, 2); `samples` the numbers of this rank's samples.
     """
 
     def __init__(
@@ -153,14 +161,19 @@ class PatchSampler:
         self.patch = patch
         self.seed = seed
         self.augment = augment
-        self._sizes = sizes
-        self._samples = range(rank * batch // world, (rank + 1) * batch // world)
+        self.sizes = sizes
+        self.samples = range(rank * batch // world, (rank + 1) * batch // world)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Of all images that crops are cut from."""
+        return self.training_set.cache_bytes + sum(outputs.bytes for outputs in self.taught)
 
     def batch(self, step: int) -> Crops:
         """The crops of this rank's share of `step`."""
         data, p, scale = self.training_set, self.patch, self.training_set.scale
         P = scale * p  # noqa: N806
-        table = draw(self.seed, step, self._samples, self._sizes, p, self.augment)
+        table = draw(self.seed, step, self.samples, self.sizes, p, self.augment)
         lr = np.empty((len(table), 3, p, p), np.uint8)
         hr = np.empty((len(table), 3, P, P), np.uint8)
         taught = [np.empty((len(table), 3, P, P), np.float16) for _ in self.taught]
@@ -201,14 +214,20 @@ class Prefetcher:
             for step, crops in batches: ...
 
     depth        batches prepared ahead
-    pin          page-locked memory, so that copies to a GPU need not wait
+    pin          page-locked memory, so that copies to a GPU need not wait: one batch is copied while the
+                 next is filled, and the allocator uses the same pages again
     waited_s     time the consumer has waited for batches so far
 
     An exception of the thread is raised in the consumer. Leaving the context ends the thread.
     """
 
     def __init__(
-        self, sampler: PatchSampler, start: int, stop: int, depth: int = 2, pin: bool = False
+        self,
+        sampler: Sampler,
+        start: int,
+        stop: int,
+        depth: int = 2,
+        pin: bool = False,
     ) -> None:
         self.waited_s = 0.0
         self._sampler = sampler

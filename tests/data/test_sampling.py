@@ -38,6 +38,10 @@ class Images:
     def size(self, i: int) -> tuple[int, int]:
         return self._hr[i].shape[0], self._hr[i].shape[1]
 
+    @property
+    def cache_bytes(self) -> int:
+        return sum(image.size for image in (*self._lr, *self._hr))
+
     def lr(self, i: int) -> np.ndarray:
         return self._lr[i]
 
@@ -53,6 +57,10 @@ class Outputs:
 
     def __len__(self) -> int:
         return len(self._sr)
+
+    @property
+    def bytes(self) -> int:
+        return sum(image.nbytes for image in self._sr)
 
     def sr(self, i: int) -> np.ndarray:
         return self._sr[i]
@@ -151,7 +159,7 @@ def test_patches_are_aligned_under_every_symmetry() -> None:
         assert lr.is_contiguous()
         assert hr.is_contiguous()
         assert torch.equal(hr, lr.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3))
-        seen |= set(draw(7, step, range(8), some._sizes, 5)[:, 3].tolist())
+        seen |= set(draw(7, step, range(8), some.sizes, 5)[:, 3].tolist())
     assert seen == set(range(8))
 
 
