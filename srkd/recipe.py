@@ -61,7 +61,7 @@ class TrainConfig:
     ema: float = 0.999  # decay of the weight average that is evaluated and saved; 0: off
     precision: str = "auto"  # fp32 | bf16 | auto (bf16 where the machine has units for it)
     channels_last: bool = True
-    compile: bool = False  # torch.compile of the student's, the teachers' and the meta pass
+    compile: bool = False  # torch.compile of the passes of the student and of teachers of ours
     threads: int = 0  # of the CPU; 0: as torch finds (OMP_NUM_THREADS, else all cores)
     log_every: int = 100
     save_every: int = 5_000

@@ -197,7 +197,7 @@ def prepare(recipe: Recipe, device: str = "auto", stage1: Path | None = None) ->
         parameters, lr=recipe.train.learning_rate, betas=recipe.train.betas, fused=True
     )
     if recipe.train.compile:
-        compile_passes(student, target)
+        compile_passes(student, teachers, target)
     return Training(
         recipe=recipe,
         device=target,
@@ -309,16 +309,20 @@ def check_patch(recipe: Recipe, networks: list[tuple[str, Facts]]) -> None:
             )
 
 
-def compile_passes(student: Trained, device: torch.device) -> None:
-    """torch.compile the student's pass; on a CPU that needs a C++ compiler."""
+def compile_passes(student: Trained, teachers: list[LoadedModel], device: torch.device) -> None:
+    """torch.compile the passes of the student and of teachers of ours; on a CPU that needs a C++ compiler.
+
+    Networks are called as they are outside the step (`forward`), so that images of other sizes compile nothing.
+    """
     if device.type == "cpu" and cpp_compiler() is None:
         raise MissingError(
             "train.compile needs a C++ compiler on the CPU, and there is none; install g++ or set "
             "train.compile=false."
         )
-    if isinstance(student, Network | PrivilegedTeacher):
-        student.run = torch.compile(student.run)  # type: ignore[method-assign]
-    else:
+    for network in (student, *(t.network for t in teachers)):
+        if isinstance(network, Network | PrivilegedTeacher):
+            network.run = torch.compile(network.run)  # type: ignore[method-assign]
+    if not isinstance(student, Network | PrivilegedTeacher):
         student.compile()
 
 

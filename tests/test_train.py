@@ -224,6 +224,24 @@ def test_bf16_and_compiled_layouts_train(photos: Path, tmp_path: Path) -> None:
     assert all(v.dtype == torch.float32 for v in tensors_of(tmp_path / "run").values())
 
 
+@pytest.mark.slow
+def test_compiled_passes_give_what_plain_ones_give(photos: Path, teacher: Path) -> None:
+    changes = ["method.name=logits", f"teacher.models=['{teacher}']"]
+    terms = []
+    for compiled in ("false", "true"):
+        recipe = recipe_for(photos, *changes, f"train.compile={compiled}")
+        training, inputs = prepare(recipe, "cpu"), open_inputs(recipe)
+        runs = (training.student.run, training.teachers[0].network.run)
+        assert [hasattr(run, "_torchdynamo_orig_callable") for run in runs] == [
+            compiled == "true"
+        ] * 2
+        terms.append([train_step(training, *inputs.sampler.batch(i)) for i in range(2)])
+    for plain, fused in zip(*terms, strict=True):
+        assert {k: v.item() for k, v in fused.items()} == pytest.approx(
+            {k: v.item() for k, v in plain.items()}, rel=1e-4
+        )
+
+
 # -- a run folder --------------------------------------------------------------------------------
 
 
