@@ -90,7 +90,9 @@ class TrainingLine(StatusLine):
         wait = f"data {100 * data_wait:.0f} %"
         first, self._first = self._first, False  # the first lap also waits for the first batch
         if data_wait > 0.05 and not first:
-            wait += " (is the cache on a slow or busy disk? see data.cache)"
+            wait += (
+                " (the step waits for crops: set data.cache to a faster disk, or data.place=device)"
+            )
         parts = [
             f"{self.title} step {step}/{self.iterations}",
             f"{steps_per_s:.1f} it/s",
