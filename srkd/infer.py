@@ -1,7 +1,6 @@
 """Image in, image out: pictures of any size and kind through a network, tile by tile.
 
-`upscale` is the Python call, `upscale_file` streams from file to file, `plan_jobs` turns a file or a
-folder into jobs. Grey stays grey, alpha is enlarged on its own by bicubic interpolation, the colour profile
+`upscale` is the Python call, `upscale_file` streams from file to file. Grey stays grey, alpha is enlarged on its own by bicubic interpolation, the colour profile
 is carried over; what cannot be kept is said in the notes.
 """
 
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import srkd.ranks as ranks
 from srkd.devices import pick_device
 from srkd.errors import CheckFailedError, SrkdError, nearest
 from srkd.files import replacing
@@ -29,7 +29,6 @@ from srkd.images import (
     flatten_on_white,
     from_pil,
     luma,
-    picture_size,
     read_picture,
     to_8_bits,
     to_tensor,
@@ -77,15 +76,6 @@ class UpscaleReport:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture to do; `pixels` by its header, 0 when that cannot be read."""
-
-    source: Path
-    target: Path
-    pixels: int
 
 
 @dataclass
@@ -183,61 +173,6 @@ def upscale_file(
         seconds=time.perf_counter() - start,
         notes=tuple(work.notes),
     )
-
-
-def plan_jobs(
-    source: Path, target: Path, *, keep_format: bool = False, overwrite: bool = False
-) -> tuple[list[Job], list[str]]:
-    """The jobs of a file or of a folder (not of its sub-folders), and the names that are no pictures.
-
-    A folder goes to a folder, names kept, as PNG unless `keep_format`. Everything that can be refused
-    beforehand is: a target that exists, is the source, or would be written twice.
-    """
-    if not source.exists():
-        raise SrkdError(f"there is no {source}; name a picture or a folder of pictures.")
-    if source.is_dir():
-        found = sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith("."))
-        pictures = [p for p in found if p.suffix.lower() in SUFFIXES]
-        others = [p.name for p in found if p.suffix.lower() not in SUFFIXES]
-        if not pictures:
-            raise SrkdError(
-                f"{source} holds no pictures ({', '.join(s[1:] for s in SUFFIXES)}); name another folder."
-            )
-        if target.exists() and not target.is_dir():
-            raise SrkdError(f"{target} is a file, but the input is a folder; name a folder.")
-        pairs = [(p, target / (p.name if keep_format else f"{p.stem}.png")) for p in pictures]
-    else:
-        others = []
-        inside = target / (source.name if keep_format else f"{source.stem}.png")
-        pairs = [(source, inside if target.is_dir() else target)]
-    _check_unique(pairs)
-    taken = [to for _, to in pairs if to.exists()]
-    for one, to in pairs:
-        check_target(one, to, overwrite=overwrite or len(taken) > 1)
-    if taken and not overwrite:
-        raise SrkdError(
-            f"{len(taken)} of {len(pairs)} outputs exist in {target} (first: {taken[0].name}); "
-            "add --overwrite or name another folder."
-        )
-    return [Job(one, to, _pixels(one)) for one, to in pairs], others
-
-
-def _check_unique(pairs: list[tuple[Path, Path]]) -> None:
-    first: dict[Path, Path] = {}
-    for one, to in pairs:
-        other = first.setdefault(to, one)
-        if other is not one:
-            raise SrkdError(
-                f"{other.name} and {one.name} would both become {to}; rename one or add --keep-format."
-            )
-
-
-def _pixels(path: Path) -> int:
-    try:
-        h, w = picture_size(path)
-    except SrkdError:
-        return 0  # told in full when its turn comes
-    return h * w
 
 
 def check_target(source: Path, target: Path, *, overwrite: bool) -> None:
@@ -422,7 +357,8 @@ def _tile_px(
     most = largest_kept(size, model.facts, model.limits)
     if tile == "auto":
         channels = feature_channels(model.network)
-        return auto_tile(*size, model.facts, channels, memory_budget(device), most)
+        memory = memory_budget(device) // ranks.sharing(device)
+        return auto_tile(*size, model.facts, channels, memory, most)
     if most is not None and (tile is None or tile > most):
         asked = "the whole picture" if tile is None else f"a tile of {tile} px"
         raise SrkdError(

@@ -12,6 +12,7 @@ student from several places, through functional copies, and steps several optimi
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -72,11 +73,20 @@ def _grouped() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def sharing(device: torch.device) -> int:
+    """Number of processes that share the memory of the device: of a machine's memory all that run on it."""
+    if device.type != "cpu" or not _grouped():
+        return 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+
+
 @contextmanager
-def group(device: str) -> Iterator[None]:
+def group(
+    device: str, go_on: str = "Continue with --resume, with any number of processes."
+) -> Iterator[None]:
     """The processes that torchrun has started are one group inside; nothing for a process alone.
 
-    A process that is lost ends the others with one sentence.
+    A process that is lost ends the others with one sentence, whose end is `go_on`.
     """
     if launched() == 1 or _grouped():
         yield
@@ -96,11 +106,39 @@ def group(device: str) -> Iterator[None]:
         if not is_first():
             raise SaidElsewhereError(CheckFailedError.exit_code) from error
         raise CheckFailedError(
-            "a process of this training was lost; torchrun says below which one and how it ended. Continue "
-            "with --resume, with any number of processes."
+            f"a process was lost; torchrun says below which one and how it ended. {go_on}"
         ) from error
+    except _EndedError:
+        if not is_first():
+            raise SaidElsewhereError(CheckFailedError.exit_code) from None
+        raise CheckFailedError(
+            "torchrun ended this process, because another one was lost or because it was told to stop; it says "
+            f"below which. {go_on}"
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+class _EndedError(Exception):
+    """torchrun wants this process to end."""
+
+
+@contextmanager
+def ended_by_torchrun() -> Iterator[None]:
+    """Inside a group, for work without calls to the others, which would notice that one is lost: SIGTERM ends it
+    as such a call would, files closed and removed."""
+    if world() == 1:
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise _EndedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @torch.no_grad()
@@ -162,12 +200,18 @@ def any_says(flag: bool) -> bool:
     return bool(seen)
 
 
+def collected(value: T) -> list[T]:
+    """The value of every process, in order of rank: anything that can be pickled."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def gathered(part: Sequence[T]) -> list[T]:
     """Element i of the whole is element i // world of process i % world: `part` of all, merged."""
-    if world() == 1:
-        return list(part)
-    parts: list[Any] = [None] * world()
-    dist.all_gather_object(parts, list(part))
+    parts = collected(list(part))
     return [parts[i % world()][i // world()] for i in range(sum(len(p) for p in parts))]
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -41,3 +42,16 @@ def _as_rank(
 
     with ranks.group("cpu"):
         return work(*arguments)
+
+
+def rank_process(parent: int, rank: int) -> int:
+    """The process that torchrun started as `rank`."""
+    for folder in Path("/proc").iterdir():
+        try:
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            continue
+        if int(fields[1]) == parent and f"RANK={rank}".encode() in variables:
+            return int(folder.name)
+    raise AssertionError(f"torchrun started no rank {rank}")

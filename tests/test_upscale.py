@@ -29,7 +29,8 @@ from srkd.images import (
     to_uint16,
     write_png,
 )
-from srkd.infer import UpscaleReport, feature_channels, plan_jobs, upscale, upscale_file
+from srkd.infer import UpscaleReport, feature_channels, upscale, upscale_file
+from srkd.jobs import plan_jobs
 from srkd.loaded import LoadedModel
 from srkd.models import load_model, save_model
 from srkd.networks import build
