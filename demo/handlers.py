@@ -95,9 +95,8 @@ class Handlers:
 
     def downloads(self, kept: Kept, wanted: Format) -> dict[str, Any]:
         """Files of a finished comparison in a new folder, and what was lost on the way into their format."""
+        check_kept(kept)
         result = kept.result
-        if not all(pane.file.is_file() for pane in result.panes):
-            raise SrkdError("The server no longer keeps these pictures; compare again.")
         name = f"{safe_stem(result.name)}_x{result.scale}_table"
         notes: list[str] = []
         with self.service.workspace.job(sum(p.file.stat().st_size for p in result.panes)) as into:
@@ -112,19 +111,23 @@ class Handlers:
         return {"files": [file_record(file) for file in files], "notes": notes}
 
     def speed(self, kept: Kept | None, *settings: Any) -> Iterator[Outputs]:
-        """Networks, engine, precision -> status, viewer, table, kept with the times in it."""
+        """Networks, engine, precision -> status, viewer, table, kept with the times in it, files, their format."""
         if kept is None:
             raise SrkdError("Compare a picture first; the speed is measured at its size.")
+        check_kept(kept)  # before minutes of measuring
         choices = choices_of(self.service.models(), *settings)
         result = kept.result
         with stopping(measure(self.service, choices, result.lr_size, SPEED_SECONDS)) as events:
             for event in events:
                 if isinstance(event, Progress):
-                    yield markup.progress(event), gr.skip(), gr.skip(), gr.skip()
+                    yield markup.progress(event), *[gr.skip()] * 5
                 else:
                     result = with_times(result, event)
+        kept = replace(kept, result=result)
+        # JSON and CSV hold the times too.
+        files = self.downloads(kept, "png")
         table = markup.table(numbers_table(result))
-        yield markup.status("Speed measured."), shown(result), table, replace(kept, result=result)
+        yield markup.status("Speed measured."), shown(result), table, kept, files, "png"
 
     def batch(
         self, files: Any, model: Any, engine: Any, precision: Any, wanted: Any
@@ -143,6 +146,11 @@ class Handlers:
                     yield batch_done(event)
                 else:
                     yield markup.progress(event), gr.skip()
+
+
+def check_kept(kept: Kept) -> None:
+    if not all(pane.file.is_file() for pane in kept.result.panes):
+        raise SrkdError("The server no longer keeps these pictures; compare again.")
 
 
 def stopping(events: Iterator[E]) -> closing[Generator[E, None, None]]:

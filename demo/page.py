@@ -75,9 +75,9 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
     _settings_events(page, service, c)
     jobs = _comparing(handlers, c, s, kept)
     timed = s.speed.click(
-        guarded(handlers.speed, 4, handlers.folder),
+        guarded(handlers.speed, 6, handlers.folder),
         [kept, c.models, c.engine, c.precision],
-        [s.status, s.viewer, s.table, kept],
+        [s.status, s.viewer, s.table, kept, s.files, s.wanted],
         show_progress_on=[s.status],
         **JOB,
     )

@@ -19,6 +19,7 @@ from demo.jobs import Choice
 from demo.numbers import Table
 from demo.service import Service
 from demo.settings import first_models, from_query
+from demo.speedtest import SpeedResult, SpeedRow
 from demo.uploads import upload_of
 from demo.workspace import Workspace
 from srkd.errors import SrkdError
@@ -117,6 +118,23 @@ def test_pictures_that_were_removed_are_not_offered(
     kept.result.panes[0].file.unlink()
     with pytest.raises(SrkdError, match="no longer keeps"):
         list(handlers.files(kept, "png"))
+    with pytest.raises(SrkdError, match="no longer keeps"):
+        next(handlers.speed(kept, NETWORKS[1:], "torch", "fp32"))
+
+
+def test_downloads_have_the_times_that_were_measured(
+    handlers: Handlers, photo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: Any) -> Iterator[SpeedResult]:
+        choice = Choice("tiny_scratch")
+        yield SpeedResult((SpeedRow(choice, "", 12.5, 13.0, 30, None),), (24, 36))
+
+    *_, kept = (o[3] for o in handlers.compare(*values(photo)) if isinstance(o[3], Kept))
+    monkeypatch.setattr("demo.handlers.measure", measured)
+    *_, (_, _, _, kept, files, _) = handlers.speed(kept, ["tiny_scratch"], "torch", "fp32")
+    document = next(file for file in files["files"] if file["orig_name"].endswith(".json"))
+    panes = json.loads(Path(document["path"]).read_text())["panes"]
+    assert [pane["numbers"]["p50_ms"] for pane in panes] == [None, None, 12.5, None]
 
 
 def test_a_batch_ends_with_its_zip(handlers: Handlers, photo: dict[str, Any], folder: Path) -> None:
