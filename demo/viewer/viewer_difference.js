@@ -32,19 +32,20 @@
 
   /** Source of the worker; sees nothing of this file. */
   function worker() {
-    const STRIP = 128; // rows at a time: bounded memory beside the two decoded pictures
+    // Read at a time: bounded memory beside the two decoded pictures, and far below what a canvas may measure.
+    const BLOCK = { width: 4096, height: 128 };
     const maps = new Map();
 
     const decode = (blob) =>
       createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
 
     function reader(bitmap) {
-      const canvas = new OffscreenCanvas(bitmap.width, STRIP);
+      const canvas = new OffscreenCanvas(BLOCK.width, BLOCK.height);
       const context = canvas.getContext("2d", { willReadFrequently: true });
-      return (top, rows) => {
-        context.fillRect(0, 0, bitmap.width, STRIP); // black, under what is transparent
-        context.drawImage(bitmap, 0, -top);
-        return context.getImageData(0, 0, bitmap.width, rows).data;
+      return (left, top, columns, rows) => {
+        context.fillRect(0, 0, BLOCK.width, BLOCK.height); // black, under what is transparent
+        context.drawImage(bitmap, left, top, columns, rows, 0, 0, columns, rows);
+        return context.getImageData(0, 0, columns, rows).data;
       };
     }
 
@@ -59,21 +60,25 @@
       const readB = reader(b);
       let max = 0;
       let where = 0;
-      for (let top = 0; top < height; top += STRIP) {
-        const rows = Math.min(STRIP, height - top);
-        const p = readA(top, rows);
-        const q = readB(top, rows);
-        const first = top * width;
-        for (let i = 0, at = first; i < p.length; i += 4, at += 1) {
+      const block = (left, top) => {
+        const columns = Math.min(BLOCK.width, width - left);
+        const rows = Math.min(BLOCK.height, height - top);
+        const p = readA(left, top, columns, rows);
+        const q = readB(left, top, columns, rows);
+        for (let i = 0, pixel = 0; i < p.length; i += 4, pixel += 1) {
           const d = Math.max(
             Math.abs(p[i] - q[i]), Math.abs(p[i + 1] - q[i + 1]), Math.abs(p[i + 2] - q[i + 2]),
           );
+          const at = (top + Math.floor(pixel / columns)) * width + left + (pixel % columns);
           levels[at] = d;
           if (d > max) {
             max = d;
             where = at;
           }
         }
+      };
+      for (let top = 0; top < height; top += BLOCK.height) {
+        for (let left = 0; left < width; left += BLOCK.width) block(left, top);
       }
       a.close();
       b.close();
