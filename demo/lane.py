@@ -1,11 +1,13 @@
 """One job at a time on the device. A job is a function in a thread of its own; its events come out of a generator.
 
 Jobs run in the order in which they were started. Closing the generator tells the job to stop at its next
-event, and waits for it. A generator that nobody reads any more holds nobody up: the job ends by itself.
+event or check, and waits for it unless an event loop closes it. A generator that nobody reads any more holds
+nobody up: the job ends by itself.
 """
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
+
+
+SILENCE_S = 1.0
 
 
 class StoppedError(Exception):
@@ -34,6 +39,13 @@ class Turn(Generic[T]):
         """Hand out an event; raises `StoppedError` when the job is to end."""
         self.check()
         self._events.put(event)
+
+    def next(self, told: Progress | None) -> T | Progress | Exception | None:
+        """The next event, or what was `told` last when none comes for a while: a reader can stop only between two."""
+        try:
+            return self._events.get(timeout=None if told is None else SILENCE_S)
+        except queue.Empty:
+            return told
 
     def check(self) -> None:
         """Raise `StoppedError` when the job is to end."""
@@ -63,14 +75,19 @@ class Lane:
             with self._changed:
                 self._line.remove(turn)
             raise MissingError("The server has too much to do; try again later.") from error
+        told: Progress | None = None
         try:
-            while (event := turn._events.get()) is not None:
+            while (event := turn.next(told)) is not None:
                 if isinstance(event, Exception):
                     raise event
+                if isinstance(event, Progress):
+                    told = event
                 yield event
         finally:
             self._stop(turn)
-            thread.join()
+            # Gradio closes in its event loop, where waiting would hold up every other request.
+            if not _in_event_loop():
+                thread.join()
 
     def close(self) -> None:
         """Stop every job, wait for the one that runs, and take no more."""
@@ -121,3 +138,11 @@ class Lane:
                 self._changed.wait()
                 turn.check()
             turn.check()
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
 
+from demo import lane as lane_module
 from demo.jobs import Progress
 from demo.lane import Lane
 from demo.meter import Meter, Step, in_words
@@ -92,6 +94,45 @@ def test_a_waiting_job_that_is_closed_leaves_the_line_and_never_runs():
     assert numbers(third) == [1, 2]
     reader.join(PATIENCE_S)
     assert seen == []
+
+
+def test_a_job_that_says_nothing_can_be_stopped(monkeypatch):
+    """Gradio can close a generator only between two events; an export says nothing for minutes."""
+    monkeypatch.setattr(lane_module, "SILENCE_S", 0.01)
+    ended = threading.Event()
+
+    def silent(turn):
+        turn.tell(Progress(0.5, "exporting"))
+        try:
+            while not ended.wait(0.01):
+                turn.check()
+        finally:
+            ended.set()
+
+    events = Lane().run(silent)
+    assert [next(events).text for _ in range(3)] == ["exporting"] * 3
+    events.close()
+    assert ended.is_set()
+
+
+def test_an_event_loop_that_closes_a_job_does_not_wait_for_it():
+    go, lane = threading.Event(), Lane()
+
+    def tile(turn):
+        turn.tell(1)
+        go.wait(PATIENCE_S)
+        turn.tell(2)
+
+    events = lane.run(tile)
+    next(events)
+
+    async def close():
+        events.close()
+        assert len(lane._line) == 1, "the tile still runs"
+
+    asyncio.run(close())
+    go.set()
+    assert numbers(lane.run(count_to(1))) == [1]
 
 
 def test_closing_stops_a_job_at_its_next_event_and_frees_the_lane():
