@@ -205,7 +205,7 @@
       }
       if (state.active !== undefined) this.active = state.active;
       if (Number.isFinite(state.zoom) && state.zoom > 0) this.zoom = state.zoom;
-      if (Array.isArray(state.pan) && state.pan.every(Number.isFinite)) {
+      if (Array.isArray(state.pan) && state.pan.length === 2 && state.pan.every(Number.isFinite)) {
         this.centre = [state.pan[0] / this.size.W, state.pan[1] / this.size.H];
       }
       if (typeof state.fit === "boolean") this.fit = state.fit;

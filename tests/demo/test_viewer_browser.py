@@ -413,6 +413,7 @@ def test_a_saved_state_is_taken_up_and_nonsense_is_not(show: Open) -> None:
     assert state(page) == saved
     page.evaluate("""viewer.restore({mode: "<b>", zoom: -3, pan: ["a"], lens: {k: 1e9}, difference: {gain: 0},
         slider: {at: "x", left: "nobody"}})""")
+    page.evaluate("viewer.restore({pan: [100]})")
     assert {k: v for k, v in state(page).items() if k != "slider"} == {
         k: v for k, v in saved.items() if k != "slider"
     }
