@@ -95,17 +95,24 @@ def _comparing(handlers: Handlers, c: Choosing, s: Showing, kept: gr.State) -> l
     compare = guarded(handlers.compare, 6, handlers.folder)
     outputs = [s.status, s.viewer, s.table, kept, s.files, s.wanted]
     how = {"inputs": c.asked(), "outputs": outputs, "show_progress_on": [s.status], **JOB}
+    from_example = gr.State(False)
     picked = c.gallery.select(
         _picker(c.examples, handlers.folder),
         [c.scale],
-        [c.picture, c.truth, c.shrink],
+        [c.picture, c.truth, c.shrink, from_example],
         **QUICK,
     )
+    c.picture.upload(own_picture, [from_example], [c.truth, c.shrink, from_example], **QUICK)
     return [c.go.click(compare, js=TO_RESULT, **how), picked.success(compare, js=TO_RESULT, **how)]
 
 
+def own_picture(from_example: Any) -> list[Any]:
+    """Truth and "shrink it first" that an example set, in a closed box, say nothing about an uploaded picture."""
+    return [None, False, False] if from_example is True else [gr.skip(), gr.skip(), gr.skip()]
+
+
 def _picker(examples: Sequence[Example], folder: Path) -> Callable[[Any, gr.EventData], list[Any]]:
-    """The clicked example as picture, ground truth and whether the picture is the ground truth itself.
+    """The clicked example as picture, ground truth, whether the picture is the ground truth itself, and True.
 
     Gradio shows files only from below the working directory or its own folder, so they are copied there.
     """
@@ -116,9 +123,13 @@ def _picker(examples: Sequence[Example], folder: Path) -> Callable[[Any, gr.Even
             raise gr.Error("There is no such example.", print_exception=False)
         example = examples[number]
         if example.truth is not None and scale != example.scale:
-            return [save_file_to_cache(example.truth, str(folder)), None, True]
+            return [save_file_to_cache(example.truth, str(folder)), None, True, True]
         files = [example.picture, example.truth]
-        return [*(None if f is None else save_file_to_cache(f, str(folder)) for f in files), False]
+        return [
+            *(None if f is None else save_file_to_cache(f, str(folder)) for f in files),
+            False,
+            True,
+        ]
 
     return picked
 

@@ -352,6 +352,19 @@ def test_a_telephone_scrolls_one_way_only(visit: Visit, pair: tuple[Path, Path])
     assert pressed(page, "stack")
 
 
+def test_an_upload_after_an_example_is_not_held_against_the_truth_of_the_example(
+    visit: Visit, pair: tuple[Path, Path]
+) -> None:
+    page = visit.page
+    page.locator(".srkd-page-examples button").first.click()
+    page.locator("#srkd-status", has_text="Done").wait_for(timeout=120_000)
+    page.locator("#srkd-picture button").first.click()
+    upload(page, "#srkd-picture", pair[0])
+    page.wait_for_function("!document.querySelector('#srkd-truth img')")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.locator("#srkd-results", has_text="agreement").wait_for(timeout=120_000)
+
+
 def test_a_refusal_is_one_sentence_with_both_sizes(
     visit: Visit, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
