@@ -15,7 +15,7 @@ import gradio as gr
 from gradio.events import api as register
 
 from demo.asked import Asked, choices_of, compare_request, tile_of
-from demo.handlers import Handlers, guarded, stopping
+from demo.handlers import Handlers, guarded, until_closed
 from demo.jobs import Progress
 from demo.numbers import to_json
 from demo.server import DEVICE
@@ -44,7 +44,9 @@ def add(handlers: Handlers) -> None:
         """Enlarge one picture: the PNG and its numbers. `tile` is a side in LR pixels; null: chosen by the server."""
         picture = upload_of(file, folder)
         (choice,) = choices_of(service.models(), [model], engine, precision)
-        with stopping(service.upscale(picture.path, picture.name, choice, tile_of(tile))) as events:
+        with until_closed(
+            service.upscale(picture.path, picture.name, choice, tile_of(tile))
+        ) as events:
             for event in events:
                 if isinstance(event, Progress):
                     yield None, asdict(event)
@@ -69,7 +71,7 @@ def add(handlers: Handlers) -> None:
         asked = Asked(file, truth, shrink, models, engine, precision, reference, tile)
         request = compare_request(asked, service.models(), folder)
         service.check(request)
-        with stopping(service.compare(request)) as events:
+        with until_closed(service.compare(request)) as events:
             for event in events:
                 if isinstance(event, Progress):
                     yield [], asdict(event)

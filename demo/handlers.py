@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from collections.abc import Iterator  # Gradio resolves the annotations of handlers
 from contextlib import closing
 from dataclasses import dataclass, replace
 from html import escape
@@ -25,19 +26,21 @@ from demo.jobs import BatchResult, Progress, Result
 from demo.numbers import table as numbers_table
 from demo.numbers import to_csv, to_json
 from demo.speedtest import measure, with_times
+from demo.stops import Stops
 from demo.uploads import file_record
 from demo.viewer_data import viewer_data
 from srkd.errors import SrkdError
 from srkd.images import picture_format
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
 
     from demo.service import Service
 
 UNEXPECTED = "Something went wrong on the server, and its log says what. Try again, or with another picture or network."
 SHOWN_S = 20
 SPEED_SECONDS = 20
+PATIENCE_S = 120
 log = logging.getLogger("srkd.demo")
 
 Outputs = tuple[Any, ...]
@@ -58,6 +61,28 @@ class Handlers:
     def __init__(self, service: Service, folder: Path) -> None:
         self.service = service
         self.folder = folder
+        self.stops = Stops()
+
+    def job(self, handler: Callable[..., Iterator[Outputs]], outputs: int) -> Callable[..., Any]:
+        """`handler`, guarded, as a job that `stopping` ends."""
+
+        # Gradio gives the request to the parameter with this annotation.
+        def run(request: gr.Request, *values: Any) -> Iterator[Outputs]:
+            with (
+                self.stops.job(page_of(request)) as asked,
+                until_closed(guarded(handler, outputs, self.folder)(*values)) as told,
+            ):
+                for one in told:
+                    if asked.is_set():
+                        return
+                    yield one
+
+        return run
+
+    def stopping(self, request: gr.Request) -> Iterator[str]:
+        """-> status, until the jobs of this page have ended."""
+        yield markup.status("Stopping; the tile in work is finished first.")
+        self.stops.stop(page_of(request), PATIENCE_S)
 
     def compare(self, *values: Any) -> Iterator[Outputs]:
         """Values of `Asked` -> status, viewer, table, what is kept for this user, files, their format."""
@@ -66,7 +91,7 @@ class Handlers:
         original = picture_format(request.picture)
         yield markup.status("starting", 0.0), gr.skip(), gr.skip(), None, None, "png"
         kept = None
-        with stopping(self.service.compare(request)) as events:
+        with until_closed(self.service.compare(request)) as events:
             for event in events:
                 if isinstance(event, Progress):
                     yield markup.progress(event), *[gr.skip()] * 5
@@ -85,7 +110,7 @@ class Handlers:
         yield gr.skip(), None if kept is None else self.downloads(kept, wanted)
 
     def stopped(self, kept: Kept | None, wanted: Any) -> Iterator[Outputs]:
-        """After the jobs of this page were cancelled -> status, table, files of what was finished."""
+        """After `stopping` -> status, table, files of what was finished."""
         if kept is None:
             yield markup.status("Stopped."), gr.skip(), None
             return
@@ -117,7 +142,7 @@ class Handlers:
         check_kept(kept)  # before minutes of measuring
         choices = choices_of(self.service.models(), *settings)
         result = kept.result
-        with stopping(measure(self.service, choices, result.lr_size, SPEED_SECONDS)) as events:
+        with until_closed(measure(self.service, choices, result.lr_size, SPEED_SECONDS)) as events:
             for event in events:
                 if isinstance(event, Progress):
                     yield markup.progress(event), *[gr.skip()] * 5
@@ -139,7 +164,9 @@ class Handlers:
         named = [(upload.path, upload.name) for upload in uploads]
         with (
             self.service.workspace.job() as into,
-            stopping(batch(self.service, named, choice, "auto", format_of(wanted), into)) as events,
+            until_closed(
+                batch(self.service, named, choice, "auto", format_of(wanted), into)
+            ) as events,
         ):
             for event in events:
                 if isinstance(event, BatchResult):
@@ -153,9 +180,14 @@ def check_kept(kept: Kept) -> None:
         raise SrkdError("The server no longer keeps these pictures; compare again.")
 
 
-def stopping(events: Iterator[E]) -> closing[Generator[E, None, None]]:
+def until_closed(events: Iterator[E]) -> closing[Generator[E, None, None]]:
     """A job that stops when its page's generator is closed, not when the garbage collector comes."""
     return closing(cast("Generator[E, None, None]", events))
+
+
+def page_of(request: gr.Request) -> str:
+    """The open tab that asks; a call without one shares "" with others like it, and stops their jobs at most."""
+    return request.session_hash or ""
 
 
 def batch_done(result: BatchResult) -> Outputs:

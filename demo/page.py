@@ -75,15 +75,18 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
     _settings_events(page, service, c)
     jobs = _comparing(handlers, c, s, kept)
     timed = s.speed.click(
-        guarded(handlers.speed, 6, handlers.folder),
+        handlers.job(handlers.speed, 6),
         [kept, c.models, c.engine, c.precision],
         [s.status, s.viewer, s.table, kept, s.files, s.wanted],
         show_progress_on=[s.status],
         **JOB,
     )
-    stopped = guarded(handlers.stopped, 3, handlers.folder)
-    c.stop.click(
-        stopped, [kept, s.wanted], [s.status, s.table, s.files], cancels=[*jobs, timed], **QUICK
+    # Gradio's cancelling takes what still waits out of the queue.
+    c.stop.click(handlers.stopping, None, [s.status], cancels=[*jobs, timed], **QUICK).then(
+        guarded(handlers.stopped, 3, handlers.folder),
+        [kept, s.wanted],
+        [s.status, s.table, s.files],
+        **QUICK,
     )
     s.wanted.change(
         guarded(handlers.files, 2, handlers.folder), [kept, s.wanted], [s.status, s.files], **QUICK
@@ -92,7 +95,7 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
 
 def _comparing(handlers: Handlers, c: Choosing, s: Showing, kept: gr.State) -> list[Any]:
     """The jobs that compare: by the button, and by a click on an example."""
-    compare = guarded(handlers.compare, 6, handlers.folder)
+    compare = handlers.job(handlers.compare, 6)
     outputs = [s.status, s.viewer, s.table, kept, s.files, s.wanted]
     how = {"inputs": c.asked(), "outputs": outputs, "show_progress_on": [s.status], **JOB}
     from_example = gr.State(False)
@@ -201,12 +204,12 @@ def _batch_tab(handlers: Handlers) -> None:
             archive = downloads("srkd-batch-zip")
     _precision_follows(service, engine, precision)
     job = go.click(
-        guarded(handlers.batch, 2, handlers.folder),
+        handlers.job(handlers.batch, 2),
         [files, model, engine, precision, wanted],
         [status, archive],
         show_progress_on=[status],
         **JOB,
     )
-    stop.click(
-        lambda: markup.status("Stopped; nothing was kept."), None, [status], cancels=[job], **QUICK
+    stop.click(handlers.stopping, None, [status], cancels=[job], **QUICK).then(
+        lambda: markup.status("Stopped; nothing was kept."), None, [status], **QUICK
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -109,6 +112,31 @@ def test_what_a_stopped_comparison_had_finished_can_be_downloaded(
     ((said, _, nothing),) = handlers.stopped(None, "png")
     assert "Stopped" in said
     assert nothing is None
+
+
+def test_stopping_ends_the_jobs_of_this_page_and_waits_for_them(
+    handlers: Handlers, photo: dict[str, Any]
+) -> None:
+    mine, other = SimpleNamespace(session_hash="mine"), SimpleNamespace(session_hash="other")
+    compare = handlers.job(handlers.compare, 6)
+    run = compare(mine, *values(photo))
+    next(run)
+    ended: list[float] = []
+
+    def stop() -> None:
+        list(handlers.stopping(mine))
+        ended.append(time.monotonic())
+
+    waiting = threading.Thread(target=stop)
+    waiting.start()
+    list(handlers.stopping(other))
+    time.sleep(0.1)
+    assert waiting.is_alive()
+    last = time.monotonic()
+    assert list(run) == []  # asked to stop, it tells nothing more
+    waiting.join(10)
+    assert ended[0] >= last
+    assert len(list(compare(mine, *values(photo)))) > 4
 
 
 def test_pictures_that_were_removed_are_not_offered(
