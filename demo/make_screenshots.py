@@ -119,8 +119,7 @@ def telephone(browser: Browser, address: str, out: Path) -> None:
     page = opened(browser, address, NARROW)
     shoot(page, out / "phone_choose.png")
     example(page, "Line art")
-    page.locator("#srkd-viewer").scroll_into_view_if_needed()
-    shoot(page, out / "phone_stack.png")
+    shoot(page, out / "phone_stack.png", "#srkd-viewer")
     page.context.close()
 
 
@@ -156,13 +155,23 @@ def point_at(page: Page, across: float, down: float) -> None:
 
 
 def shoot(page: Page, file: Path, element: str | None = None) -> None:
-    """What the window shows, or one element of the page; in 256 colours, which make small files."""
+    """One element of the page, or the page as far as the viewer reaches; in 256 colours, for small files."""
     from PIL import Image
 
     page.wait_for_timeout(SETTLED_MS)
-    png = page.screenshot() if element is None else page.locator(element).screenshot()
+    if element is not None:
+        png = page.locator(element).screenshot()
+    elif page.locator(".srkd-stage").is_visible():
+        below = page.evaluate(
+            "document.querySelector('#srkd-viewer').getBoundingClientRect().bottom + scrollY + 12"
+        )
+        png = page.screenshot(
+            full_page=True, clip={"x": 0, "y": 0, "width": WIDE["width"], "height": below}
+        )
+    else:
+        png = page.screenshot()
     picture = Image.open(BytesIO(png)).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+    picture.quantize(256, kmeans=4, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 if __name__ == "__main__":
