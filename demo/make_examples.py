@@ -80,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="make_examples.py",
         description=__doc__,
-        epilog="example:\n  python demo/make_examples.py --out /tmp/examples",
+        epilog="example:\n  python demo/make_examples.py --out elsewhere",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
