@@ -9,7 +9,7 @@ import numpy as np
 
 from deploy.inputs import PHOTOGRAPHS, Photo
 from deploy.records import BUILTIN
-from srkd.data.builtin import LICENCES, training_images
+from srkd.data.builtin import training_photographs
 from srkd.data.degradation import downscale_uint8
 from srkd.data.sets import open_set
 
@@ -36,13 +36,11 @@ def load_photographs(data: str | Path, scale: int) -> list[Photo]:
 
 
 def _training_photographs(scale: int) -> Iterator[Photo]:
-    real = {photo.name for photo in LICENCES}
-    for name, hr in training_images():
-        if name in real:
-            h, w = (min(side // scale, SIDE_PX) * scale for side in hr.shape[:2])
-            y, x = ((side - kept) // 2 for side, kept in zip(hr.shape[:2], (h, w), strict=True))
-            cut = np.ascontiguousarray(hr[y : y + h, x : x + w])
-            yield Photo(name, _batch(downscale_uint8(cut, scale)), _batch(cut))
+    for name, hr in training_photographs():
+        h, w = (min(side // scale, SIDE_PX) * scale for side in hr.shape[:2])
+        y, x = ((side - kept) // 2 for side, kept in zip(hr.shape[:2], (h, w), strict=True))
+        cut = np.ascontiguousarray(hr[y : y + h, x : x + w])
+        yield Photo(name, _batch(downscale_uint8(cut, scale)), _batch(cut))
 
 
 def _batch(rgb: np.ndarray) -> np.ndarray:

@@ -25,7 +25,12 @@ from srkd.types import Facts
         ("edsr", 3293.35, {"conv": 3293.351}),
         ("edsr_c64b32", 207.28, {"conv": 207.278}),
         ("edsr_baseline", 129.97, {"conv": 129.969}),
-        ("rcan", 1044.03, {"conv": 1043.186, "adaptive_avg_pool2d": 0.839}),
+        pytest.param(
+            "rcan",
+            1044.03,
+            {"conv": 1043.186, "adaptive_avg_pool2d": 0.839},
+            marks=pytest.mark.slow,
+        ),
         ("rcan_lightweight", 366.98, {"conv": 366.729, "adaptive_avg_pool2d": 0.252}),
     ],
 )
@@ -37,7 +42,10 @@ def test_multiply_adds_equal_dukd_and_mipkd(name, printed, parts):
 
 @pytest.mark.parametrize(
     ("name", "printed", "products", "norm"),
-    [("swinir", 861.27, 856.903, 4.365), ("swinir_c60", 121.48, 120.496, 0.983)],
+    [
+        pytest.param("swinir", 861.27, 856.903, 4.365, marks=pytest.mark.slow),
+        ("swinir_c60", 121.48, 120.496, 0.983),
+    ],
 )
 def test_multiply_adds_of_swinir(name, printed, products, norm):
     result = cost(build(name, 4))
@@ -54,11 +62,11 @@ def test_multiply_adds_of_swinir(name, printed, products, norm):
 @pytest.mark.parametrize(
     ("name", "printed"),
     [
-        ("rcan", 4183.36),
+        pytest.param("rcan", 4183.36, marks=pytest.mark.slow),
         ("rcan_a", 22.03),
         ("rcan_b", 36.68),
         ("rcan_c", 142.19),
-        ("edsr", 13179.19),
+        pytest.param("edsr", 13179.19, marks=pytest.mark.slow),
         ("edsr_tiny", 19.58),
         pytest.param("rdn", 5961.20, marks=pytest.mark.slow),
         ("rdn_tiny", 41.18),

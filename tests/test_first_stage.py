@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from forked import distil_until_killed
 from tiny_pair import student_of
 from tiny_run import recipe_for, same_result, tensors_of, write_photos
 
@@ -33,8 +30,6 @@ from srkd.training import prepare
 
 if TYPE_CHECKING:
     from srkd.recipe import Recipe
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -121,20 +116,7 @@ def test_killed_in_either_stage_and_resumed_is_bit_for_bit_the_same(
     """Killed for good: the process is gone between two steps of the stage."""
     recipe, killed = tmp_path / "recipe.toml", tmp_path / "killed"
     recipe.write_text(mtkd(photos, teachers).to_toml())
-    script = [sys.executable, str(ROOT / "scripts" / "distill.py")]
-    arguments = [str(recipe), "--out", str(killed)]
-    environment = os.environ | {"TERM": "dumb"}
-    process = subprocess.Popen(
-        [*script, *arguments], stderr=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stderr is not None
-    seen = 0
-    for line in process.stderr:
-        seen += " step " in line
-        if seen >= (3 if stage == "first" else 4 + 4):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    distil_until_killed([str(recipe), "--out", str(killed)], 3 if stage == "first" else 4 + 4)
     assert (killed / "stage1/model.json").exists() == (stage == "second")
     assert not (killed / "model.json").exists()
     resume(killed, quiet=True)

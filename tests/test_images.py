@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import resource
 import struct
-import subprocess
-import sys
 import zlib
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from forked import in_child
 from PIL import Image, ImageCms
 
 from srkd.errors import SrkdError
@@ -383,6 +383,12 @@ def test_corrupt_data(tmp_path: Path) -> None:
     assert "cannot decode" in refusal(tmp_path / "x.png")
 
 
+def _size_and_memory(path: Path) -> tuple[tuple[int, int], int]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size = picture_size(path, 10**9)
+    return size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+
 def test_a_huge_header_is_refused_before_decoding(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png_bytes(30000, 30000, 8, 2, bytes(1000)))
@@ -401,21 +407,18 @@ def test_the_pixel_limit_can_be_moved(tmp_path: Path) -> None:
         read_picture(path, max_pixels=H * W - 1)
 
 
+def _size_and_memory(path: Path) -> tuple[tuple[int, int], int]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size = picture_size(path, 10**9)
+    return size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+
 def test_a_huge_header_allocates_nothing(tmp_path: Path) -> None:
     """Reading the size of 180 megapixels (beyond Pillow's own limit too) must not need their memory."""
     path = tmp_path / "large.png"
     path.write_bytes(png_bytes(20000, 20000, 8, 2, bytes(1000)))
-    code = (
-        "import resource, sys; from pathlib import Path; from srkd.images import picture_size\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(picture_size(Path(sys.argv[1]), 10**9))\n"
-        "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(20000, 20000)"
+    size, taken_kib = in_child(_size_and_memory, path)
+    assert size == (20000, 20000) and taken_kib < 50_000
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:

@@ -5,27 +5,31 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forked import distil_until_killed, in_child, told_by
 from tiny_run import recipe_for, same_result, tensors_of, write_photos
 
+from scripts.distill import main
+from srkd.console import run_command
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.images import write_png
 from srkd.inputs import open_inputs
 from srkd.methods import METHODS, MethodEntry
 from srkd.methods.base import Method, l1
 from srkd.models import load_model
+from srkd.networks import ZOO
 from srkd.recipe import Recipe, TrainConfig, load_recipe
 from srkd.runs import Run
 from srkd.step import train_step, update_average
@@ -61,31 +65,25 @@ def test_killed_at_random_steps_and_resumed_is_bit_for_bit_the_same(
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(whole.to_toml())
     killed = tmp_path / "killed"
-    script = [sys.executable, str(ROOT / "scripts" / "distill.py")]
     arguments = [str(recipe), "--out", str(killed)]
     chance = random.Random(7)
     for _ in range(2):
-        process = subprocess.Popen([*script, *arguments], stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None
-        stop_after = chance.randint(5, 12)
-        seen = 0
-        for line in process.stderr:
-            seen += " step " in line
-            if seen >= stop_after:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        distil_until_killed(arguments, chance.randint(5, 12))
         assert not (killed / "model.json").exists()
         arguments = ["--resume", str(killed)]
-    done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main([*arguments, "--quiet"]) == 0
     assert same_result(tmp_path / "whole", killed)
     steps = [r["step"] for r in Run(killed, whole).log_records() if "terms" in r]
     assert steps == list(range(1, 41))  # nothing twice, nothing lost
 
 
-def test_resume_replays_random_layers_too(photos: Path, tmp_path: Path) -> None:
+def test_resume_replays_random_layers_too(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SwinIR drops paths at random while it trains; the state keeps those random numbers."""
+    small = {"channels": 12, "depths": (2, 2), "drop_path": 0.5}
+    entry = replace(ZOO["swinir_lightweight"], arguments=small)
+    monkeypatch.setitem(ZOO, "swinir_lightweight", entry)
     changes = ["student.network=swinir_lightweight", "data.patch=8", "train.batch=1"]
     recipe = recipe_for(photos, *changes, "train.iterations=4", "train.save_every=2")
     distill(recipe, tmp_path / "a", quiet=True)
@@ -354,36 +352,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(photos: Path, tmp_path: Path) -> Non
     assert state is not None and state["step"] >= 4
 
 
-def test_resume_with_another_recipe_shows_the_difference(teacher: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "scripts" / "distill.py"),
-            *("--resume", str(teacher), "--set", "train.batch=8"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "train.batch: 4 -> 8" in done.stderr
+def test_resume_with_another_recipe_shows_the_difference(
+    teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(main, ["--resume", str(teacher), "--set", "train.batch=8"]) == 2
+    assert "train.batch: 4 -> 8" in capsys.readouterr().err
+
+
+def _distil_on_a_full_disk(arguments: list[str]) -> tuple[int, str]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    return told_by(main, arguments)
 
 
 def test_full_disk_is_one_sentence_and_leaves_nothing_half(photos: Path, tmp_path: Path) -> None:
     """A limit on file sizes stands for the full disk: the state does not fit."""
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(recipe_for(photos, "validate.every=0").to_toml())
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
-        "from srkd.console import run_command; from scripts.distill import main;"
-        f"sys.exit(run_command(main, [{str(recipe)!r}, '--out', {str(tmp_path / 'run')!r}]))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 2
-    assert "cannot write" in done.stderr and "Traceback" not in done.stderr
+    code, told = in_child(_distil_on_a_full_disk, [str(recipe), "--out", str(tmp_path / "run")])
+    assert code == 2
+    assert "cannot write" in told and "Traceback" not in told
     assert not list((tmp_path / "run").rglob("*.part*"))
 
 
@@ -415,21 +402,20 @@ def test_fresh_weights_depend_on_the_seed_alone(photos: Path) -> None:
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
-def test_dry_run_measures_and_writes_nothing(photos: Path, teacher: Path, tmp_path: Path) -> None:
+def test_dry_run_measures_and_writes_nothing(
+    photos: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     recipe = tmp_path / "recipe.toml"
     changes = ["method.name=logits", f"teacher.models=['{teacher}']"]
     recipe.write_text(recipe_for(photos, *changes).to_toml())
-    environment = {**os.environ, "SRKD_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "distill.py"), str(recipe), "--dry-run", "--json"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    monkeypatch.setenv("SRKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert main([str(recipe), "--dry-run", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
     assert facts["data"] == "4 training images"
     # By hand: (432 + 9 * 2304 + 9216) * 256^2 + 432 * 512^2 = 2.10 G.
     expected = "edsr_tiny x2, 31,043 parameters, 2.10 G multiply-adds at 256x256"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import in_child, told_by
 from PIL import Image, ImageCms
 from torch import Tensor, nn
 
@@ -481,24 +483,21 @@ def run_python(code: str, *words: object) -> str:
     return done.stdout
 
 
+def _upscale_on_a_full_disk(source: str, model: str, targets: list[str]) -> list[tuple[int, str]]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    return [told_by(main, [source, t, "--model", model, "--overwrite"]) for t in targets]
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, folder: Path) -> None:
     """A limit on the size of files fails as a full disk does: late, in the middle of a write."""
     write_png(tmp_path / "x.png", noise(80, 80, 3))
     for suffix in (".png", ".tif"):
         (tmp_path / f"y{suffix}").write_bytes(b"what was there")
-    code = """
-import contextlib, io, resource, sys
-from scripts.upscale import main
-from srkd.console import run_command
-source, folder, *targets = sys.argv[1:]
-resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-for target in targets:
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told):
-        assert run_command(main, [source, target, "--model", folder, "--overwrite"]) == 2
-    assert told.getvalue().startswith(f"error: cannot write {target}: File too large"), told.getvalue()
-"""
-    run_python(code, tmp_path / "x.png", folder, tmp_path / "y.png", tmp_path / "y.tif")
+    targets = [str(tmp_path / f"y{suffix}") for suffix in (".png", ".tif")]
+    found = in_child(_upscale_on_a_full_disk, str(tmp_path / "x.png"), str(folder), targets)
+    for target, (exit_code, told) in zip(targets, found, strict=True):
+        assert exit_code == 2
+        assert told.startswith(f"error: cannot write {target}: File too large"), told
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.png", "y.png", "y.tif"]
     for suffix in (".png", ".tif"):
         assert (tmp_path / f"y{suffix}").read_bytes() == b"what was there"

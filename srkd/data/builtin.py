@@ -19,7 +19,7 @@ from srkd.files import sha256
 from srkd.images import read_rgb8
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 SIDE = 256  # px of a drawn image
 _SEED = 20_240
@@ -68,15 +68,19 @@ def held_out_images() -> list[tuple[str, np.ndarray]]:
     return [(photo.name, _read(photo)) for photo in LICENCES if photo.held_out]
 
 
+def training_photographs() -> Iterator[tuple[str, np.ndarray]]:
+    """(name, (H, W, 3) uint8) of all other photographs, each read when it is asked for."""
+    return ((photo.name, _read(photo)) for photo in LICENCES if not photo.held_out)
+
+
 def training_images() -> list[tuple[str, np.ndarray]]:
-    """(name, (H, W, 3) uint8) of all other photographs and of the drawn images. The same every time."""
-    photographs = [(photo.name, _read(photo)) for photo in LICENCES if not photo.held_out]
+    """(name, (H, W, 3) uint8) of these photographs and of the drawn images. The same every time."""
     drawn = [
         (f"{name}_{n}", draw(np.random.default_rng([_SEED, kind, n])))
         for kind, (name, draw, count) in enumerate(_DRAWN)
         for n in range(count)
     ]
-    return photographs + drawn
+    return [*training_photographs(), *drawn]
 
 
 def causes() -> str:

@@ -60,7 +60,8 @@ class _Exports:
     def __call__(self, name: str, size: tuple[int, int] | None = None) -> Exported:
         if (name, size) not in self.made:
             model = load_model(self.folders[name])
-            graph = export_graph(model, self.out / f"{name}_{len(self.made)}.onnx", size)
+            only = "" if size is None else "_{}x{}".format(*size)
+            graph = export_graph(model, self.out / f"{name}{only}.onnx", size)
             self.made[name, size] = Exported(model, graph)
         return self.made[name, size]
 

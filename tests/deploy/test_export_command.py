@@ -18,6 +18,7 @@ import deploy.graph
 from deploy.engines import load_engine
 from deploy.export import default_folder, export, main
 from deploy.sidecar import how_to_rebuild, read_sidecar
+from deploy.sizes import parse_sizes
 from srkd.console import run_command
 from srkd.errors import SrkdError
 from srkd.files import sha256
@@ -188,10 +189,10 @@ class TestOutcomes:
         assert sha256(run / "deploy" / "a1_fp32.onnx.json") != before
 
     def test_two_exports_share_one_folder(self, run: Path, tmp_path: Path) -> None:
-        out = tmp_path / "out"
+        out, small = tmp_path / "out", parse_sizes(SIZES[1])
         other = Path(shutil.copytree(run, tmp_path / "b2"))
         for folder in (run, other):
-            assert export(folder, "onnx", out=out, quiet=True).exit_code == 0
+            assert export(folder, "onnx", out=out, sizes=small, quiet=True).exit_code == 0
         report = (out / "report.md").read_text()
         assert "## a1_fp32.onnx: **PASS**" in report and "## b2_fp32.onnx: **PASS**" in report
         assert load_engine(out / "a1_fp32.onnx").notes == ()

@@ -366,7 +366,7 @@ def test_gates_file_is_complete_and_ordered(tmp_path: Path) -> None:
     gates = read_gates()
     assert set(gates) == {
         *("E0", "E1", "E2", "E3", "E3_fp16", "E3_bf16", "E4", "E4_reduced"),
-        *("E5_exact", "E5_approximate"),
+        *("E5_exact", "E5_torch", "E5_approximate"),
     }
     for gate in gates.values():
         if gate.pass_max_abs is not None:
