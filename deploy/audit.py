@@ -1,4 +1,8 @@
-"""Show how close a network comes to the end of half precision, and what an exact rescale makes of it."""
+"""Show how close a network comes to the end of half precision, and what an exact rescale makes of it.
+
+Two things are measured: the range of every block in fp32, and the parity of the float16 graph with the fp32 one in
+the faithful emulation, before islands are planned. Both with and without the rescale.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 columns: the largest magnitude of each block, its share of 65504 (the largest half), the operator that
 stored it, the picture it did so on, and how many of the block's non-zero values a half rounds to 0.
+fp16: PSNR of the float16 graph on the worst photograph, change of the task's PSNR, and how many values of all
+pictures are NaN or infinite.
 
 examples:
   python deploy/audit.py rcan_c --scale 4
@@ -44,6 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    from deploy.half_audit import half_parity
     from deploy.inputs import build_inputs
     from deploy.photographs import load_photographs
     from deploy.ranges import table
@@ -61,15 +68,26 @@ def main(argv: list[str] | None = None) -> int:
     if found.k > 1:
         trained, deployed = (TorchEngine(n, model.scale) for n in (model.network, found.network))
         edge = check_rescale(trained, deployed, inputs, read_gates()["E0"])
+    halves = {"as trained": half_parity(model, model.network, inputs)}
+    if found.k > 1:
+        halves[f"divided by {found.k}"] = half_parity(model, found.network, inputs)
     if args.json:
-        tables = {"before": table(found.before), "after": table(found.after)}
-        told = {"k": found.k, "reason": found.reason, "edge": edge_json(edge), **tables}
+        told = {
+            "k": found.k,
+            "reason": found.reason,
+            "edge": edge_json(edge),
+            "before": table(found.before),
+            "after": table(found.after),
+            "fp16": {name: half.to_json() for name, half in halves.items()},
+        }
         print(json.dumps(told))  # noqa: T201
     else:
         print(_lines(found.before))  # noqa: T201
         if found.k > 1:
             print(f"\nafter division by {found.k}\n{_lines(found.after)}")  # noqa: T201
         print(f"\nk = {found.k}: {found.reason}\nE0 {edge.status}: {edge.reason}")  # noqa: T201
+        for name, half in halves.items():
+            print(f"fp16 {name}: {half}")  # noqa: T201
     return 0 if edge.status in ("PASS", "NOT RUN") else 1
 
 

@@ -405,12 +405,14 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(words) == 0
     out = capsys.readouterr().out
     assert "after division by" in out and "E0 PASS: bit-identical" in out and "groups.1" in out
-    assert command.main([*words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["k"] >= 128 and told["edge"]["status"] == "PASS"
-    assert max(row["share"] for row in told["before"]) > 1 > max(r["share"] for r in told["after"])
+    # Beyond 65504 the trained network is lost in float16; divided, it is a picture.
+    lost, kept = (line for line in out.splitlines() if line.startswith("fp16 "))
+    assert lost.startswith("fp16 as trained: ") and "photograph" not in lost
+    assert "worst photograph " in kept and kept.endswith(", 0 values not finite")
     save_model(tmp_path / "calm", fresh("edsr"), {})
     words[0] = str(tmp_path / "calm")
-    assert command.main(words) == 0
-    out = capsys.readouterr().out
-    assert "k = 1: " in out and "E0 NOT RUN: the network stays as it is" in out
+    assert command.main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["k"] == 1 and told["edge"]["reason"] == "the network stays as it is"
+    assert told["before"] == told["after"] and max(row["share"] for row in told["before"]) < 1
+    assert told["fp16"]["as trained"]["psnr_db"] > 50 and len(told["fp16"]) == 1
