@@ -17,7 +17,7 @@ from gradio.events import api as register
 from demo.asked import Asked, choices_of, compare_request, tile_of
 from demo.handlers import Handlers, guarded, until_closed
 from demo.jobs import Progress
-from demo.numbers import to_json
+from demo.scores import to_json
 from demo.server import DEVICE
 from demo.uploads import file_record, upload_of
 

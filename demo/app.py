@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
-# Run as a file, this folder leads the path, and its `numbers` would hide the standard library's.
-if __name__ == "__main__" and not sys.flags.safe_path:
-    sys.path.pop(0)
-
 import argparse
 import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from dataclasses import replace

@@ -19,7 +19,7 @@ from demo import saying
 from demo.downloads import DISK, save_as
 from demo.jobs import BatchFile, BatchResult, CompareRequest, Progress
 from demo.meter import in_words
-from demo.numbers import made_on, shown_name
+from demo.scores import made_on, shown_name
 from srkd.errors import SrkdError
 from srkd.files import replacing
 from srkd.images import picture_format, picture_size

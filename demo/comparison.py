@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from demo.jobs import BICUBIC, NEAREST, TRUTH, Numbers, Pane, Result
 from demo.meter import Meter, Step
-from demo.numbers import cost_of, protocol_of, scores, too_small
 from demo.pictures import baseline, read_pictures, rgb8, save
 from demo.saying import in_words, reworded
+from demo.scores import cost_of, protocol_of, scores, too_small
 from demo.watched import Stoppable
 from deploy.environment import PeakMemory
 from srkd.devices import pick_device

@@ -23,8 +23,8 @@ from demo.asked import Asked, Format, batch_of, choices_of, compare_request, for
 from demo.batch import batch
 from demo.downloads import safe_stem, save_as
 from demo.jobs import BatchResult, Progress, Result
-from demo.numbers import table as numbers_table
-from demo.numbers import to_csv, to_json
+from demo.scores import table as numbers_table
+from demo.scores import to_csv, to_json
 from demo.speedtest import measure, with_times
 from demo.stops import Stops
 from demo.uploads import file_record

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo.jobs import MOST_CHOICES
-from demo.numbers import shown_name
 from demo.saying import in_words
+from demo.scores import shown_name
 from srkd.errors import SrkdError
 from srkd.images import picture_size
 from srkd.tiling import SMALLEST_TILE_PX

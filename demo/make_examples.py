@@ -7,16 +7,11 @@ srkd/data/builtin.py holds out of training; the rest is drawn by demo/drawings.p
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Run as a file, this folder leads the path, and its `numbers` would hide the standard library's.
-if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path.pop(0)
-
 import argparse
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srkd.console import run_command

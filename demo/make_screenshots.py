@@ -5,20 +5,15 @@ Needs playwright (pip install -e .[dev]) and Chromium (make browser). The networ
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# Run as a file, this folder leads the path, and its `numbers` would hide the standard library's.
-if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path.pop(0)
-
 import argparse
 import os
 import re
 import shutil
 import subprocess
+import sys
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srkd.console import run_command

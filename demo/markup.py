@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from demo.jobs import Progress
-    from demo.numbers import Table
+    from demo.scores import Table
 
 LONG_CELL = 24  # characters
 

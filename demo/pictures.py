@@ -9,8 +9,8 @@ import numpy as np
 
 from demo.jobs import BICUBIC, NEAREST
 from demo.limits import ANY_NUMBER, TRUTH_NAME, fits, refused_truth
-from demo.numbers import shown_name
 from demo.saying import in_words
+from demo.scores import shown_name
 from srkd.data.degradation import crop_to_multiple, downscale_uint8, upscale_uint8
 from srkd.errors import SrkdError
 from srkd.images import Picture, bicubic_rows, read_picture, to_8_bits, write_png

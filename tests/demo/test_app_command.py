@@ -49,7 +49,7 @@ def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--port" in said
 
 
-def test_numbers_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, "--port", "70000") == (
         2,
         "error: --port 70000 is no port; give 1 to 65535, or 0 for any free one.\n",

@@ -19,7 +19,7 @@ from demo import markup
 from demo.asked import choices_of, tile_of
 from demo.handlers import UNEXPECTED, Handlers, Kept, guarded
 from demo.jobs import Choice
-from demo.numbers import Table
+from demo.scores import Table
 from demo.service import Service
 from demo.settings import first_models, from_query
 from demo.speedtest import SpeedResult, SpeedRow

@@ -196,7 +196,7 @@ def test_what_is_shown_and_saved_is_what_the_networks_give(
     assert "agreement" in page.inner_text("#srkd-results"), "there is no truth to score against"
 
 
-def test_numbers_against_the_truth_are_those_of_the_metrics(
+def test_scores_against_the_truth_are_those_of_the_metrics(
     visit: Visit, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     page = visit.page

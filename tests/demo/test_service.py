@@ -73,7 +73,7 @@ def test_tiles_do_not_show(service, tmp_path):
     assert np.array_equal(read_rgb8(whole.file), read_rgb8(tiled.file))
 
 
-def test_numbers_say_how_a_picture_was_made(service, photo):
+def test_scores_say_how_a_picture_was_made(service, photo):
     for _ in range(2):  # the second time everything is open
         (pane,) = last(service.upscale(photo, "a.png", CHOICES[0])).panes
     n = pane.numbers

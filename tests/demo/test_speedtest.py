@@ -14,7 +14,7 @@ import pytest
 from demo.jobs import Choice, Numbers, Pane, Progress, Result
 from demo.lane import Lane
 from demo.limits import Limits
-from demo.numbers import table
+from demo.scores import table
 from demo.speedtest import LARGEST_PX, SpeedResult, SpeedRow, measure, with_times
 from deploy.engine_model import EngineNetwork
 from deploy.speed import WallClock

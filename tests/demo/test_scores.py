@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from demo.jobs import Numbers, Pane, Result, Role
-from demo.numbers import (
+from demo.scores import (
     BEST,
     cost_of,
     protocol_of,
