@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from parity_record import RECORD
 
 import deploy.sidecar
 from deploy.sidecar import REPORT_FILE, drop_parity, portable, read_parity, write_parity
@@ -16,13 +17,6 @@ from srkd.models import WEIGHTS_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# As much of a record as report.md asks for.
-RECORD = {
-    **dict.fromkeys(("model", "engine", "precision", "reference", "data", "sizes"), "x"),
-    **{"verdict": "PASS", "blame": None, "photographs": 8, "task": None, "edges": []},
-    **{"plan": {"ranges_before": []}, "worst_picture": None},
-}
 
 
 def test_two_exports_to_one_folder_keep_both_records(
