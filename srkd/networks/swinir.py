@@ -129,12 +129,13 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.unbind(0)
         # Plain products, not the fused operator: fvcore counts them, and every engine can run them.
         logits = (q * self.rescale) @ k.transpose(-2, -1)
-        bias = self.relative_position_bias_table[self.index.view(-1)]
-        logits = logits + bias.view(tokens, tokens, self.heads).permute(2, 0, 1)
+        table = self.relative_position_bias_table[self.index.view(-1)]
+        bias = table.view(tokens, tokens, self.heads).permute(2, 0, 1)
         if mask is not None:
-            windows = mask.shape[0]
-            logits = logits.view(-1, windows, self.heads, tokens, tokens) + mask.unsqueeze(1)
-            logits = logits.view(n, self.heads, tokens, tokens)
+            bias = bias + mask.unsqueeze(1)
+            logits = logits.view(-1, mask.shape[0], self.heads, tokens, tokens)
+        # One pass over the largest tensor of the network, which stays in half precision where it is in it.
+        logits = (logits + bias.to(logits.dtype)).view(n, self.heads, tokens, tokens)
         mixed = logits.softmax(dim=-1) @ v
         return self.proj(mixed.transpose(1, 2).reshape(n, tokens, c))
 
