@@ -102,11 +102,11 @@ def test_what_a_stopped_comparison_had_finished_can_be_downloaded(
 ) -> None:
     run = handlers.compare(*values(photo))
     table, kept = next(outputs[2:4] for outputs in run if isinstance(outputs[3], Kept))
-    assert "stopped" not in table
+    assert "not finished" not in table
     run.close()
     assert not kept.result.complete
     ((_, table, files),) = handlers.stopped(kept, "png")
-    assert "stopped" in table
+    assert "not finished" in table
     names = [file["orig_name"] for file in files["files"]]
     assert [name.rsplit("_", 1)[1] for name in names] == ["nearest.png", "table.json", "table.csv"]
     ((said, _, nothing),) = handlers.stopped(None, "png")

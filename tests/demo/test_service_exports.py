@@ -132,7 +132,7 @@ def test_a_file_of_other_weights_is_left_alone(monkeypatch, beside, tmp_path):
 def test_an_exported_file_on_the_shelf_runs_on_its_own_engine_alone(exported, tmp_path):
     file = exported / "tiny_fp32.ort.onnx"
     service = Service([str(file)])
-    entry = service.models()[1]
+    entry = service.models()[-1]
     assert entry.label == "tiny_fp32.ort, exported for ONNX Runtime"
     assert (entry.parameters, entry.engine, entry.precision) == (31_043, "ort", "fp32")
     photo = picture(tmp_path / "a.png")

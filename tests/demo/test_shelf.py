@@ -249,5 +249,5 @@ def test_an_empty_shelf_says_how_to_fill_it(monkeypatch, tmp_path):
 
 def test_a_run_without_training_facts_goes_by_the_name_of_its_network(tmp_path):
     shelf = Shelf([str(write_run(tmp_path / "plain", 4, {}))])
-    assert shelf.models[1].label == "EDSR-tiny"
-    assert shelf.models[1].about == "31,043 parameters, x2"
+    assert shelf.models[-1].label == "EDSR-tiny"
+    assert shelf.models[-1].about == "31,043 parameters, x2"
