@@ -329,7 +329,9 @@ def test_stop_ends_a_job_and_the_next_one_runs(
     kept = page.inner_text("#srkd-files")
     assert "large_x4_nearest.png" in kept, "what was finished stays"
     assert SHIPPED not in kept
-    assert "not finished: pictures that were asked for are missing" in page.inner_text("#srkd-results")
+    assert "not finished: pictures that were asked for are missing" in page.inner_text(
+        "#srkd-results"
+    )
     page.locator("#srkd-picture button[aria-label^=Remove]").click()
     upload(page, "#srkd-picture", pair[0])
     compare(page)
