@@ -108,7 +108,7 @@ def visit(browser: Browser, server: Server) -> Iterator[Visit]:
     context.set_default_timeout(WAIT_MS)
     seen = Visit(context.new_page())
     seen.watch()
-    seen.page.goto(server.url)
+    seen.page.goto(f"{server.url}?models={SHIPPED}")
     seen.page.wait_for_selector("#srkd-models input")
     yield seen
     context.close()
