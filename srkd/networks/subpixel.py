@@ -19,11 +19,15 @@ class SubPixel(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         x, layers = input, list(self)
+        del input  # each layer's input is freed before the next one runs
+        shuffled = False
         for layer, after in zip(layers, [*layers[1:], None], strict=True):
-            if isinstance(after, nn.PixelShuffle):
+            if shuffled:  # together with the convolution before it
+                shuffled = False
+            elif isinstance(after, nn.PixelShuffle) and _in_runs(x):
                 assert isinstance(layer, nn.Conv2d)
-                x = enlarge(layer, after, x)
-            elif not isinstance(layer, nn.PixelShuffle):
+                x, shuffled = enlarge(layer, after, x), True
+            else:
                 x = layer(x)
         return x
 
@@ -33,15 +37,19 @@ def enlarge(conv: nn.Conv2d, shuffle: nn.PixelShuffle, x: Tensor) -> Tensor:
 
     In the plain layout, and in exported graphs, it is exactly that.
     """
-    r = shuffle.upscale_factor
-    plain = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
-    if plain or torch.compiler.is_exporting():
+    if not _in_runs(x):
         return shuffle(conv(x))
     assert conv.bias is not None
+    r = shuffle.upscale_factor
     y = F.conv2d(x, _by_place(conv.weight, r), _by_place(conv.bias, r), padding=conv.padding)  # type: ignore[arg-type]
     n, _, h, w = y.shape
     runs = y.permute(0, 2, 3, 1).reshape(n, h, w, r, r, -1).transpose(2, 3)
     return runs.reshape(n, r * h, r * w, -1).permute(0, 3, 1, 2)
+
+
+def _in_runs(x: Tensor) -> bool:
+    plain = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
+    return not (plain or torch.compiler.is_exporting())
 
 
 def _by_place(rows: Tensor, r: int) -> Tensor:
