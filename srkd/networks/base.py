@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srkd.errors import SrkdError, nearest
-from srkd.networks.subpixel import SubPixel, enlarge
+from srkd.networks.subpixel import SubPixel, enlarge, in_turn
 from srkd.types import Facts, Pass
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class ConvTail(nn.Module):
         self.shift = shift
 
     def forward(self, feature: Tensor, head: Tensor) -> Tensor:
-        return self.shift.undo(self.last(self.upsample(feature + head)))
+        return self.shift.undo(in_turn([*self.upsample, self.last], feature + head))
 
 
 class OneStepTail(nn.Module):

@@ -35,6 +35,7 @@ from srkd.networks.base import (
     staged_tail_radius,
     upsampler,
 )
+from srkd.networks.subpixel import in_turn
 from srkd.types import Facts
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class ClassicalTail(nn.Module):
 
     def forward(self, feature: Tensor, head: Tensor) -> Tensor:
         x = self.act(self.before(feature + head))
-        return self.shift.undo(self.last(self.upsample(x)))
+        return self.shift.undo(in_turn([*self.upsample, self.last], x))
 
 
 def attention_reach(depths: tuple[int, ...], window: int) -> int:
