@@ -37,8 +37,9 @@ def export_file(
     """name_fp32.onnx for the engine onnx; the others, which may share its folder, say who they are.
 
     A `device` other than the engine's usual one is in the name too, name_fp32.ort-cuda.onnx, and the only `size`
-    (h, w) that a file takes: name_fp32_64x64.onnx.
+    (h, w) that a file takes: name_fp32_64x64.onnx. A model inside a run, `run/baseline`, gives run-baseline_fp32.onnx.
     """
+    name = name.replace("/", "-")
     only = "" if size is None else "_{}x{}".format(*size)
     return folder / f"{name}_{precision}{only}{own_part(engine, kind, device)}{kind.suffix}"
 

@@ -29,7 +29,9 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
+# Playwright's event loop runs in this thread for as long as it is open, and code that asks whether it was called from one
+# (`lane.Lane`, `asyncio.run`) would behave otherwise in every test after it: so a module, not the session.
+@pytest.fixture(scope="module")
 def launch() -> Iterator[Callable[..., Browser]]:
     """`launch(*flags)` starts the system's Chromium, headless, with further flags."""
     sync_api = pytest.importorskip(
@@ -52,9 +54,9 @@ def launch() -> Iterator[Callable[..., Browser]]:
             one.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(launch: Callable[..., Browser]) -> Browser:
-    """One browser for all tests; each opens contexts of its own and closes them."""
+    """One browser for all tests of a module; each opens contexts of its own and closes them."""
     return launch()
 
 

@@ -123,6 +123,12 @@ def test_names_of_exported_files(
     assert file == tmp_path / name
 
 
+def test_a_model_inside_a_run_is_exported_into_the_folder_itself(tmp_path: Path) -> None:
+    """Its name, `run/baseline`, is no folder of the export."""
+    file = export_file(tmp_path, "a1/baseline", "onnx", "fp32", ENGINES["onnx"])
+    assert file == tmp_path / "a1-baseline_fp32.onnx"
+
+
 def test_every_line_of_the_table_is_whole() -> None:
     for name, kind in ENGINES.items():
         assert kind.precisions and set(kind.precisions) <= set(PRECISIONS), name
