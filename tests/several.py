@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from forked import CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,13 +17,11 @@ T = TypeVar("T")
 
 
 def in_group(world: int, work: Callable[..., T], *arguments: Any) -> list[T]:
-    """What `work(*arguments)` returns on every rank. torch is imported once, in the server of the forks."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["srkd.train"])
+    """What `work(*arguments)` returns on every rank; torch is imported once, in the server of the forks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with ProcessPoolExecutor(world, context) as pool:
+    with ProcessPoolExecutor(world, CONTEXT) as pool:
         tasks = [pool.submit(_as_rank, rank, world, port, work, arguments) for rank in range(world)]
         return [task.result(timeout=120) for task in tasks]
 

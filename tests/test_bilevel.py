@@ -107,7 +107,7 @@ def reached(run: Run, alpha: float, steps: int) -> float:
 @pytest.mark.parametrize(
     ("steps", "options", "changes"),
     [
-        (1, {}, {}),
+        pytest.param(1, {}, {}, marks=pytest.mark.slow),  # the first half of the next
         (2, {}, {}),
         (2, {"case": "1", "distance": "charbonnier"}, {}),
         (2, {}, {"inner": ("networks.0.match.0.weight", "networks.1.mix1.bias")}),

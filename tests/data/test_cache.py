@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from forked import CONTEXT
 from PIL import Image
 
 from srkd.data.cache import TrainingSet, open_training_set
 from srkd.data.degradation import downscale_uint8
 from srkd.errors import SrkdError
 
-# A real second process: begins when the file "go" exists, stops after its first image until "on" exists.
-CHILD = """
-import sys, time
-from pathlib import Path
-from srkd.data.cache import open_training_set
-data, cache, signals, scale = sys.argv[1:]
-def wait_for(name):
-    while not Path(signals, name).exists():
-        time.sleep(0.005)
-def progress(done, total):
-    print("built", done, total, flush=True)
-    wait_for("on")
-print("ready", flush=True)
-wait_for("go")
-images = open_training_set(data, int(scale), cache=Path(cache), progress=progress)
-print("digest", images.digest, int(images.hr(len(images) - 1).sum()))
-"""
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 
 @pytest.fixture
@@ -234,27 +221,50 @@ def test_builtin(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(counter.calls) == len(made)
 
 
+def build_when_told(
+    photos: Path, cache: Path, signals: Path, scale: int, told: Connection, said: Path
+) -> None:
+    """Begins when the file "go" exists, stops after its first image until "on" exists."""
+
+    def wait_for(name: str) -> None:
+        while not (signals / name).exists():
+            time.sleep(0.005)
+
+    def progress(done: int, total: int) -> None:
+        told.send(f"built {done} {total}")
+        wait_for("on")
+
+    with said.open("w") as stderr:
+        os.dup2(stderr.fileno(), sys.stderr.fileno())
+    told.send("ready")
+    wait_for("go")
+    images = open_training_set(photos, scale, cache=cache, progress=progress)
+    told.send(f"digest {images.digest} {images.hr(len(images) - 1).sum()}")
+
+
 class Child:
+    """A real second process that runs `build_when_told`."""
+
     def __init__(self, photos: Path, cache: Path, signals: Path, scale: int, name: str) -> None:
         self.said = signals / f"{name}.stderr"
-        arguments = [str(photos), str(cache), str(signals), str(scale)]
-        with self.said.open("w") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                cwd=Path(__file__).resolve().parents[2],
-            )
+        self.said.touch()
+        self.reader, writer = CONTEXT.Pipe(duplex=False)
+        given = (photos, cache, signals, scale, writer, self.said)
+        self.process = CONTEXT.Process(target=build_when_told, args=given)
+        self.process.start()
+        writer.close()
 
     def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return self.reader.recv()
 
-    def finish(self) -> str:
-        output, _ = self.process.communicate(timeout=120)
-        assert self.process.returncode == 0
-        return output
+    def finish(self) -> list[str]:
+        lines = []
+        with contextlib.suppress(EOFError):
+            while True:
+                lines.append(self.reader.recv())
+        self.process.join(120)
+        assert self.process.exitcode == 0
+        return lines
 
 
 @pytest.fixture
@@ -274,10 +284,10 @@ def test_two_processes_at_once_build_once(photos: Path, cache: Path, signals: Pa
     # One waits, the other holds the lock in the middle of its build.
     (signals / "on").touch()
     outputs = [child.finish() for child in children]
-    assert sorted(output.count("built") for output in outputs) == [0, 8]
+    assert sorted(len(output) for output in outputs) == [1, 1 + 8]
     said = sorted(child.said.read_text() for child in children)
     assert said == ["", "waiting for another process that builds the same image cache\n"]
-    assert len({output.splitlines()[-1] for output in outputs}) == 1
+    assert len({output[-1] for output in outputs}) == 1
     assert_right(open_training_set(photos, 2, cache=cache), photos, 2)
 
 
@@ -288,8 +298,9 @@ def test_a_killed_build_is_cleaned_up_and_done_again(
     (signals / "go").touch()
     for child in (killed, running):
         assert [child.line(), child.line()] == ["ready", "built 1 8"]
-    killed.process.send_signal(signal.SIGKILL)
-    assert killed.process.wait(60) == -signal.SIGKILL
+    killed.process.kill()
+    killed.process.join(60)
+    assert killed.process.exitcode == -signal.SIGKILL
     assert len(list(cache.glob("*.building"))) == 2
     # Whoever builds next, of whatever set, removes the one that nobody builds any more.
     assert_right(open_training_set(photos, 4, cache=cache), photos, 4)

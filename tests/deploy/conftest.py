@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +52,14 @@ def run_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def exported(run_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> _Exports:
     """`exported("rcan_a")` is the network and its graph, made at the first call; with a size (h, w) a static one."""
-    return _Exports(run_folders, tmp_path_factory.mktemp("graphs"))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return _Exports(run_folders, shared / "graphs")
 
 
 class _Exports:
+    """Graphs in a folder that test processes side by side share: the exporter takes seconds for each."""
+
     def __init__(self, folders: dict[str, Path], out: Path) -> None:
         self.folders, self.out = folders, out
         self.made: dict[tuple[str, tuple[int, int] | None], Exported] = {}
@@ -61,9 +68,21 @@ class _Exports:
         if (name, size) not in self.made:
             model = load_model(self.folders[name])
             only = "" if size is None else "_{}x{}".format(*size)
-            graph = export_graph(model, self.out / f"{name}{only}.onnx", size)
-            self.made[name, size] = Exported(model, graph)
+            self.made[name, size] = Exported(
+                model, self._graph(model, self.out / f"{name}{only}.onnx", size)
+            )
         return self.made[name, size]
+
+    def _graph(self, model: LoadedModel, path: Path, size: tuple[int, int] | None) -> Graph:
+        self.out.mkdir(exist_ok=True)
+        facts = path.with_suffix(".json")
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if facts.is_file():
+                return Graph(**{**json.loads(facts.read_text()), "path": path})
+            graph = export_graph(model, path, size)
+            facts.write_text(json.dumps({**vars(graph), "path": path.name}))
+        return graph
 
 
 @pytest.fixture
