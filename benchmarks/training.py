@@ -2,6 +2,7 @@
 
     python benchmarks/training.py --peer ENV/bin/python --json training.json --markdown training.md --svg training.svg
     python benchmarks/training.py --networks rcan_a --methods scratch,logits,dukd,mipkd,mkd
+    python benchmarks/training.py --processes 2    the same batch shared by two processes of half the threads each
     python benchmarks/training.py --quick          a rehearsal: a tiny network, few steps, a busy machine is accepted
 
 Every row is a training of its own in a process of its own, begun anew in every round; rows take turns. Times are laps
@@ -9,7 +10,7 @@ between lines of the log, the first of each training left out. Rows: the method 
 machine does best, every other method in the latter, and BasicSR (ENV is made by benchmarks/peers/basicsr_run.py) on
 the same image pairs, which it decodes per crop as it always does. FLOP are those of convolutions and matrix products,
 forward and backward; the ceiling is a product of two 2048 x 2048 matrices on the same threads in the same precision.
-Memory is the peak of the process, on a GPU that of the GPU.
+Memory is the peak of the process (of several: of the largest), on a GPU that of the GPU.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--rounds", type=int, default=2)
     p.add_argument("--threads", type=int, help="default: all cores")
+    p.add_argument("--processes", type=int, metavar="N", help="a further row: torchrun with N")
     p.add_argument("--device", default="cpu")
     p.add_argument("--peer", type=Path, metavar="PYTHON", help="of BasicSR's environment")
     p.add_argument("--quick", action="store_true", help="a rehearsal; its figures mean nothing")
@@ -74,7 +76,9 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(ceiling(args.device)))
         return 0
     if args.row:
-        print(json.dumps(run_row(Path(args.row), args.device)))
+        found = run_row(Path(args.row), args.device)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(found))
         return 0
     from deploy.environment import Others, affinity, describe, snapshot, wait_until_quiet
     from srkd.errors import SrkdError
@@ -83,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.steps < 1 or args.laps < 1 or args.rounds < 1:
         raise SrkdError("--steps, --laps and --rounds must be at least 1.")
     threads = args.threads or len(affinity())
+    if args.processes is not None and not 2 <= args.processes <= threads:
+        raise SrkdError(f"--processes shares {threads} threads out; give 2 to {threads}.")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
     def quiet() -> float | None:
@@ -152,7 +158,7 @@ def rows_of(
     methods = [m.strip() for m in args.methods.split(",")]
     wanted += [(method, best) for method in methods if method != "scratch"]
 
-    def ours(method: str, precision: str) -> dict[str, Any]:
+    def ours(method: str, precision: str, processes: int = 1) -> dict[str, Any]:
         place = Path(tempfile.mkdtemp(dir=folder))
         models = [] if method == "scratch" else [str(folder / "teacher")]
         changes = [
@@ -172,9 +178,14 @@ def rows_of(
             "validate.teachers=false",
         ]
         (place / "changes.json").write_text(json.dumps(changes))
-        own = [sys.executable, __file__, "--row", str(place), "--device", args.device]
-        said, memory = output_of(own, environment)
-        found = json.loads(said.splitlines()[-1])
+        own = [__file__, "--row", str(place), "--device", args.device]
+        if processes > 1:
+            own = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", *own]
+        threads = str(int(environment["OMP_NUM_THREADS"]) // processes)
+        said, memory = output_of(
+            [sys.executable, *own], {**environment, "OMP_NUM_THREADS": threads}
+        )
+        found = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
         return {"precision": precision, "memory_mib": memory, **found}
 
     def theirs() -> dict[str, Any]:
@@ -197,6 +208,9 @@ def rows_of(
     rows: dict[str, Callable[[], dict[str, Any]]] = {}
     for method, precision in wanted:
         rows[f"{method} {precision}"] = lambda m=method, p=precision: ours(m, p)
+    if args.processes is not None:
+        row = f"scratch {best}, {args.processes} processes"
+        rows[row] = lambda: ours("scratch", best, args.processes)
     if args.peer is not None:
         rows[PEER] = theirs
     return rows
@@ -262,6 +276,8 @@ def run_row(folder: Path, device: str) -> dict[str, Any]:
 
     recipe = load_recipe(None, json.loads((folder / "changes.json").read_text()))
     distill(recipe, folder / "run", device=device, quiet=True)
+    if os.environ.get("RANK", "0") != "0":
+        return {}  # the first process has the log
     records = [r for r in Run(folder / "run", recipe).log_records() if "terms" in r]
     laps = [(1 / r["steps_per_s"], r["data_wait"]) for r in records[1:]]
     gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else None
@@ -290,7 +306,7 @@ def ceiling(device: str) -> dict[str, float]:
         times = []
         for _ in range(12):
             begin = time.perf_counter()
-            a @ b
+            torch.mm(a, b)
             wait_for(target)
             times.append(time.perf_counter() - begin)
         rates[name] = 2 * MATRIX**3 / min(times[2:]) / 1e9

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks.peers.basicsr_run import laps, network_of, parameters
-from benchmarks.training import against, figure, markdown, summary
+from benchmarks.training import against, figure, main, markdown, summary
+from srkd.errors import SrkdError
 from srkd.networks import build
 
 HEAD = "2026-01-01 00:00:00,000 INFO: [peer..][epoch:  0, iter:"
@@ -88,3 +89,9 @@ def test_without_the_peer_the_ratio_is_to_our_fp32() -> None:
     assert against(result, "rcan_a/scratch bf16") == pytest.approx(4)
     assert "BasicSR: not installed" in markdown(result) and "x fp32 of ours" in markdown(result)
     assert figure(result).startswith("<svg") and "steps per second" in figure(result)
+
+
+@pytest.mark.parametrize("processes", ["1", "1000"])
+def test_processes_share_out_the_threads(processes: str) -> None:
+    with pytest.raises(SrkdError, match="--processes shares"):
+        main(["--processes", processes])

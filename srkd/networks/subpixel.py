@@ -9,23 +9,32 @@ of a training step of RCAN-A on a CPU. So in that layout, up to the rounding of 
     enlarge   the convolution gives its outputs in the order (i, j, c), and runs of r * c values are moved
     finish    conv(pixel_shuffle(f)) is pixel_shuffle of one convolution of f, with the weights of `folded`: what is
               moved are three channels. More products, but with twelve outputs in place of three
+    collapse  where nothing but convolutions and shuffles is left, all of it is one 5x5 convolution with 3 * scale^2
+              outputs: a tenth of the products of EDSR-baseline's tail at x4. Only at the border, where every stage
+              begins with zeros of its own, the stages are done one by one
 
 In the plain layout, and in graphs that are exported or counted, everything is done as it is defined.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from srkd.networks.precision import full_precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Factor of the shuffles that are folded into what follows: of 3 the weights would be mostly zeros.
 FOLDED = 2
+# Collapsing pays from x3 on, on images of at least this side and from this many pixels for each input channel: making
+# the weights and doing four borders of three pixels costs something too.
+LEAST_SCALE, LEAST_SIDE, PIXELS_PER_CHANNEL = 3, 40, 50
 
 
 class SubPixel(nn.Sequential):
@@ -49,6 +58,9 @@ def in_turn(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
             continue
         shuffle = rest.pop(0)
         assert isinstance(layer, nn.Conv2d) and isinstance(shuffle, nn.PixelShuffle)
+        stages = linear_stages([layer, shuffle, *rest])
+        if stages is not None and pays(stages[0], x):
+            return collapse(*stages, x)
         if len(rest) == 1 and isinstance(rest[0], nn.Conv2d) and rest[0].kernel_size == (3, 3):
             return finish(layer, shuffle, rest[0], x)
         x = enlarge(layer, shuffle, x)
@@ -62,13 +74,33 @@ def by_runs(x: Tensor) -> bool:
     return last and not traced and not torch.compiler.is_exporting()
 
 
+class _Weights(NamedTuple):
+    """Of a convolution before a shuffle by r: (C r^2, C_in, k, k) and (C r^2)."""
+
+    weight: Tensor
+    bias: Tensor
+    r: int
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, shuffle: nn.PixelShuffle | None = None) -> _Weights:
+        assert conv.bias is not None
+        return cls(conv.weight, conv.bias, 1 if shuffle is None else shuffle.upscale_factor)
+
+    def turned(self) -> _Weights:
+        """For the image with rows and columns exchanged."""
+        places = self.weight.unflatten(0, (-1, self.r, self.r)).transpose(1, 2)
+        bias = self.bias.unflatten(0, (-1, self.r, self.r)).transpose(1, 2)
+        return _Weights(places.flatten(0, 2).transpose(2, 3), bias.flatten(), self.r)
+
+
 def enlarge(conv: nn.Conv2d, shuffle: nn.PixelShuffle, x: Tensor) -> Tensor:
     """shuffle(conv(x)): (N, C, h, w) -> (N, C', r*h, r*w)."""
-    if not by_runs(x):
-        return shuffle(conv(x))
-    r = shuffle.upscale_factor
-    assert conv.bias is not None
-    y = F.conv2d(x, _by_place(conv.weight, r), _by_place(conv.bias, r), padding=conv.padding)  # type: ignore[arg-type]
+    return _enlarged(_Weights.of(conv, shuffle), x) if by_runs(x) else shuffle(conv(x))
+
+
+def _enlarged(stage: _Weights, x: Tensor) -> Tensor:
+    r, padding = stage.r, stage.weight.shape[-1] // 2
+    y = F.conv2d(x, _by_place(stage.weight, r), _by_place(stage.bias, r), padding=padding)
     n, _, h, w = y.shape
     runs = y.permute(0, 2, 3, 1).reshape(n, h, w, r, r, -1).transpose(2, 3)
     return runs.reshape(n, r * h, r * w, -1).permute(0, 3, 1, 2)
@@ -81,21 +113,127 @@ def _by_place(rows: Tensor, r: int) -> Tensor:
 
 def finish(conv: nn.Conv2d, shuffle: nn.PixelShuffle, last: nn.Conv2d, x: Tensor) -> Tensor:
     """last(shuffle(conv(x))): (N, C, h, w) -> (N, C', r*h, r*w); `last` is 3x3 with padding 1."""
-    r = shuffle.upscale_factor
-    if r != FOLDED or not by_runs(x):
+    if shuffle.upscale_factor != FOLDED or not by_runs(x):
         return last(enlarge(conv, shuffle, x))
-    assert last.bias is not None
+    return _finished(_Weights.of(conv, shuffle), _Weights.of(last), x)
+
+
+def _finished(stage: _Weights, last: _Weights, x: Tensor) -> Tensor:
+    r, padding = stage.r, stage.weight.shape[-1] // 2
+    before = F.conv2d(x, stage.weight, stage.bias, padding=padding)
     bias = last.bias.repeat_interleave(r * r)
-    return shuffle(F.conv2d(conv(x), folded(last.weight, r), bias, padding=1))
+    return F.pixel_shuffle(F.conv2d(before, folded(last.weight, r), bias, padding=1), r)
 
 
 def folded(weight: Tensor, r: int) -> Tensor:
-    """Weights (O, C, 3, 3) at full size -> (O r^2, C r^2, 3, 3) before the shuffle.
+    """Weights (O, C, k, k) at full size -> (O r^2, C r^2, k', k') before the shuffle; k' is 3 for k of 3 and 5.
 
-    Row I of an r x r square meets, q squares further, row i at the distance d = r q + i - I; only |d| <= 1 have weights.
+    Row I of an r x r square meets, q squares further, row i at the distance d = r q + i - I; only |d| <= k // 2 have weights.
     """
-    square, step = torch.arange(r), torch.arange(-1, 2)
+    reach = weight.shape[-1] // 2
+    far = (reach + r - 1) // r
+    square, step = torch.arange(r), torch.arange(-far, far + 1)
     distance = r * step[None, None, :] + square[None, :, None] - square[:, None, None]  # (I, i, q)
-    meets = (distance[..., None] == step).to(weight)  # (I, i, q, d)
+    meets = (distance[..., None] == torch.arange(-reach, reach + 1)).to(weight)  # (I, i, q, d)
     whole = torch.einsum("ocde,IiQd,JjPe->oIJcijQP", weight, meets, meets)
     return whole.flatten(0, 2).flatten(1, 3)
+
+
+# --- a whole tail as one convolution --------------------------------------------------------------
+
+Stage = tuple[nn.Conv2d, nn.PixelShuffle]
+
+
+def linear_stages(layers: Sequence[nn.Module]) -> tuple[list[Stage], nn.Conv2d] | None:
+    """The pairs (3x3 convolution, shuffle) and the last 3x3 convolution, if the layers are just that."""
+    *pairs, last = layers
+    convs, shuffles = pairs[::2], pairs[1::2]
+    if len(convs) != len(shuffles) or not all(isinstance(s, nn.PixelShuffle) for s in shuffles):
+        return None
+    if not all(isinstance(c, nn.Conv2d) and c.kernel_size == (3, 3) for c in (*convs, last)):
+        return None
+    return list(zip(convs, shuffles, strict=True)), last  # type: ignore[return-value]
+
+
+def pays(stages: list[Stage], x: Tensor) -> bool:
+    """Whether `collapse` saves time on this image."""
+    n, c, h, w = x.shape
+    large = min(h, w) >= LEAST_SIDE and n * h * w >= PIXELS_PER_CHANNEL * c
+    return large and scale_of(stages) >= LEAST_SCALE
+
+
+def scale_of(stages: list[Stage]) -> int:
+    return math.prod(shuffle.upscale_factor for _, shuffle in stages)
+
+
+def collapse(stages: list[Stage], last: nn.Conv2d, x: Tensor) -> Tensor:
+    """last(shuffle(conv(... x))): (N, C, h, w) -> (N, C', s h, s w), up to the rounding of sums.
+
+    An output pixel sees 5x5 pixels of x. In the first and last row and column of x it also sees where every stage
+    begins anew with zeros beyond the image, so these come of the stages themselves.
+    """
+    s = scale_of(stages)
+    weight, bias = collapsed(stages, last)
+    # With one row and column of zeros in place of two, what comes out is the image without its outermost pixels.
+    inner = F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=1)
+    own, end = [_Weights.of(*stage) for stage in stages], _Weights.of(last)
+    top, bottom = _borders(own, end, x, s)
+    # Columns as rows: an image of few columns is slow to convolve.
+    turned = _borders([w.turned() for w in own], end.turned(), x.transpose(2, 3), s)
+    left, right = (side.transpose(2, 3)[:, :, s:-s] for side in turned)
+    inner = F.pixel_shuffle(inner, s)
+    # Parts of one layout keep it when they are joined.
+    left, right = (side.contiguous(memory_format=torch.channels_last) for side in (left, right))
+    return torch.cat([top, torch.cat([left, inner, right], 3), bottom], 2)
+
+
+def collapsed(stages: list[Stage], last: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weights (C' s^2, C, 5, 5) and bias (C' s^2) of the one convolution before a shuffle by s.
+
+    In the weights' own precision, float32 at least: they are sums of many products.
+    """
+    assert last.bias is not None
+    with full_precision(last.weight) as weight:
+        bias = last.bias.to(weight)
+        for conv, shuffle in reversed(stages):
+            assert conv.bias is not None
+            r = shuffle.upscale_factor
+            weight, bias = folded(weight, r), bias.repeat_interleave(r * r)
+            bias = bias + torch.einsum("ocde,c->o", weight, conv.bias.to(weight))
+            # First `conv`, then `weight`: the weights of both at once are their convolution.
+            turned = conv.weight.to(weight).transpose(0, 1).flip(2, 3)
+            weight = F.conv2d(weight, turned, padding=2)
+        return _one_shuffle(weight, stages), _one_shuffle(bias, stages)
+
+
+def _one_shuffle(rows: Tensor, stages: list[Stage]) -> Tensor:
+    """Rows for the shuffles of all stages, (c, I2, J2, I1, J1), in the order for one: (c, I1, I2, J1, J2)."""
+    factors = [shuffle.upscale_factor for _, shuffle in reversed(stages) for _ in range(2)]
+    whole = rows.unflatten(0, (-1, *factors))
+    rows_first = [*range(len(factors) - 1, 0, -2), *range(len(factors), 1, -2)]
+    order = [0, *rows_first, *range(len(factors) + 1, whole.dim())]
+    return whole.permute(order).flatten(0, len(factors))
+
+
+def _borders(
+    stages: Sequence[_Weights], last: _Weights, x: Tensor, s: int
+) -> tuple[Tensor, Tensor]:
+    """The s first and the s last rows of the enlarged image, both as one batch: (N, C', s, s w) each.
+
+    Of every stage just the rows that the next one reads, and one more, behind which it meets zeros instead of the image.
+    """
+
+    def outermost(part: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        begin, end = part.chunk(2)
+        return begin[:, :, :rows], end[:, :, -rows:]
+
+    begin, _, end = x.split([3, x.shape[2] - 6, 3], 2)
+    scale, both = 1, (begin, end)
+    for number, stage in enumerate(stages, 1):
+        part = torch.cat(both).contiguous(memory_format=torch.channels_last)
+        scale *= stage.r
+        if number < len(stages):
+            both = outermost(_enlarged(stage, part), scale + 2)
+        else:
+            both = outermost(_finished(stage, last, part), s)
+    return both

@@ -8,8 +8,18 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from srkd.networks import build
-from srkd.networks.subpixel import SubPixel, enlarge, finish, folded, in_turn
+from srkd.devices import place
+from srkd.networks import build, subpixel
+from srkd.networks.subpixel import (
+    SubPixel,
+    collapse,
+    collapsed,
+    enlarge,
+    finish,
+    folded,
+    in_turn,
+    linear_stages,
+)
 
 
 def layer(channels: int, r: int, kernel: int = 3) -> nn.Conv2d:
@@ -66,6 +76,102 @@ def test_folded_weights_by_hand():
     assert torch.equal(whole, expected)
 
 
+def tail(*factors: int, channels: int = 5) -> list[nn.Module]:
+    """Convolution and shuffle for every factor, then a convolution to three channels."""
+    torch.manual_seed(1)
+    layers: list[nn.Module] = []
+    for r in factors:
+        layers += [nn.Conv2d(channels, channels * r * r, 3, padding=1), nn.PixelShuffle(r)]
+    return [layer.double() for layer in (*layers, nn.Conv2d(channels, 3, 3, padding=1))]
+
+
+@pytest.mark.parametrize("factors", [(2,), (3,), (4,), (2, 2), (3, 2), (2, 2, 2)])
+def test_a_whole_tail_is_one_convolution(factors):
+    """Values and gradients, with the border, where every stage has zeros of its own beyond the image."""
+    layers = tail(*factors)
+    x = torch.rand(2, 5, 7, 9, dtype=torch.double)
+    plain = x.clone().requires_grad_()
+    last = x.to(memory_format=torch.channels_last).requires_grad_()
+    stages = linear_stages(layers)
+    assert stages is not None
+    expected, found = nn.Sequential(*layers)(plain), collapse(*stages, last)
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    weight, parameters = torch.rand_like(expected), list(nn.Sequential(*layers).parameters())
+    wanted = torch.autograd.grad((expected * weight).sum(), [plain, *parameters])
+    given = torch.autograd.grad((found * weight).sum(), [last, *parameters])
+    for one, other in zip(given, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_collapsed_weights_by_hand():
+    """One channel, weights in the middle alone: each of the 16 places is w1[i, j] * w2[k, l] * w3 of its own pixel."""
+    one, two, last = (nn.Conv2d(1, n, 3, padding=1) for n in (4, 4, 1))
+    shuffle = nn.PixelShuffle(2)
+    for conv, value in (
+        (one, [1.0, 2.0, 3.0, 4.0]),
+        (two, [10.0, 20.0, 30.0, 40.0]),
+        (last, [5.0]),
+    ):
+        conv.weight.data.zero_()
+        conv.weight.data[:, 0, 1, 1] = torch.tensor(value)
+        assert conv.bias is not None
+        nn.init.ones_(conv.bias)
+    weight, bias = collapsed([(one, shuffle), (two, shuffle)], last)
+    places = weight[:, 0, 2, 2].view(4, 4)
+    # Row 0: first square row (1, 2), second (10, 20): 1 * 10, 1 * 20, 2 * 10, 2 * 20, times 5.
+    assert places[0].tolist() == [50.0, 100.0, 100.0, 200.0]
+    assert places[3].tolist() == [3 * 30 * 5, 3 * 40 * 5, 4 * 30 * 5, 4 * 40 * 5]
+    weight.data[:, 0, 2, 2] = 0
+    assert weight.abs().max() == 0
+    assert bias.view(4, 4)[0].tolist() == [(10 + 1) * 5 + 1, (20 + 1) * 5 + 1] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "used"),
+    [
+        ({}, True),
+        ({"side": subpixel.LEAST_SIDE - 1}, False),
+        ({"factors": (2,)}, False),
+        ({"channels": 40}, False),  # 1,600 pixels are few for it
+        ({"between": nn.ReLU()}, False),
+        ({"kernel": 1}, False),
+        ({"layout": torch.contiguous_format}, False),
+    ],
+    ids=str,
+)
+def test_when_a_tail_is_collapsed(monkeypatch, change, used):
+    seen = []
+    monkeypatch.setattr(subpixel, "collapse", lambda *a: seen.append(1) or collapse(*a))
+    layers = tail(*change.get("factors", (2, 2)), channels=change.get("channels", 5))
+    if "between" in change:
+        layers.insert(2, change["between"])
+    if "kernel" in change:
+        layers[-1] = nn.Conv2d(5, 3, 1).double()
+    side, layout = (
+        change.get("side", subpixel.LEAST_SIDE),
+        change.get("layout", torch.channels_last),
+    )
+    x = torch.rand(1, change.get("channels", 5), side, side, dtype=torch.double)
+    expected = nn.Sequential(*layers)(x)
+    found = in_turn(layers, x.contiguous(memory_format=layout))
+    torch.testing.assert_close(found, expected)
+    assert bool(seen) == used
+
+
+def test_the_weights_of_a_collapsed_tail_are_made_in_full_precision():
+    """Half precision rounds them once, not once for every stage."""
+    layers = [layer.float() for layer in tail(2, 2, channels=16)]
+    stages = linear_stages(layers)
+    assert stages is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = collapsed(*stages)
+    exact = collapsed(*stages)
+    assert lowered[0].dtype == torch.float32
+    for one, other in zip(lowered, exact, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_only_a_convolution_at_the_end_is_folded(monkeypatch):
     seen = []
     monkeypatch.setattr(
@@ -98,6 +204,22 @@ def test_second_gradients_pass_through():
     )
 
 
+class Collapsed(nn.Sequential):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        stages = linear_stages(list(self))
+        assert stages is not None
+        return collapse(*stages, input)
+
+
+def test_second_gradients_pass_through_a_collapsed_tail():
+    network = Collapsed(*tail(2, channels=2))
+    x = torch.rand(1, 2, 6, 6, dtype=torch.double).to(memory_format=torch.channels_last)
+    weight = dict(network.named_parameters())["0.weight"].detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda weight: functional_call(network, {"0.weight": weight}, (x,)) ** 2, weight
+    )
+
+
 def test_a_sequence_keeps_what_stands_between_and_behind():
     torch.manual_seed(0)
     layers = [layer(4, 2), nn.PixelShuffle(2), nn.LeakyReLU(), nn.Conv2d(4, 3, 1).double()]
@@ -107,14 +229,13 @@ def test_a_sequence_keeps_what_stands_between_and_behind():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["edsr_tiny", "rdn_tiny", "rlfn"])
+@pytest.mark.parametrize("name", ["edsr_tiny", "rdn_tiny", "rlfn", "rcan_a"])
 def test_networks_agree_in_both_layouts(name):
     torch.manual_seed(0)
     network = build(name, 4).eval()
-    lr = torch.rand(1, 3, 24, 20)
+    lr = torch.rand(1, 3, 44, 52)
     with torch.no_grad():
         plain = network(lr)
-        last = network.to(memory_format=torch.channels_last)(
-            lr.to(memory_format=torch.channels_last)
-        )
+        place(network, torch.device("cpu"), channels_last=True)
+        last = network(lr.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-5)
