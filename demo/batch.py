@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 from zipfile import ZIP_STORED, ZipFile
 
-from demo import saying
 from demo.downloads import DISK, save_as
 from demo.jobs import BatchFile, BatchResult, CompareRequest, Progress
-from demo.meter import in_words
+from demo.meter import rough_time
+from demo.saying import in_words, reworded
 from demo.scores import made_on, shown_name
 from srkd.errors import SrkdError
 from srkd.files import replacing
@@ -67,7 +67,7 @@ def batch(
     done: list[BatchFile] = []
     meter = _Meter(sum(job.pixels for job in jobs))
     with (
-        saying.in_words({folder: DISK}),
+        in_words({folder: DISK}),
         replacing(archive) as temporary,
         ZipFile(temporary, "w", ZIP_STORED) as zipped,
     ):
@@ -138,7 +138,7 @@ def _nothing(files: list[BatchFile]) -> SrkdError:
 
 def _told(error: SrkdError, job: Job) -> str:
     """The sentence without places of the server."""
-    return saying.reworded(str(error), {job.path: shown_name(job.name)})
+    return reworded(str(error), {job.path: shown_name(job.name)})
 
 
 # --- one file -----------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class _Meter:
             return Progress(0.0, text)
         spent = time.monotonic() - self.begin
         left = spent / done - spent
-        return Progress(done, f"{text} · ~{in_words(left)}", left)
+        return Progress(done, f"{text} · ~{rough_time(left)}", left)
 
     def finish(self, job: Job) -> None:
         self.finished += job.pixels

@@ -58,7 +58,7 @@ class Meter:
         before = sum(s.work for s in self.steps[: self.index])
         self.best = max(self.best, (before + share * step.work) / self.total)
         left = self._left(share)
-        told = text if left is None or left < LEAST_S else f"{text} · ~{in_words(left)}"
+        told = text if left is None or left < LEAST_S else f"{text} · ~{rough_time(left)}"
         self.tell(Progress(self.best, told, left))
 
     def say(self, text: str) -> None:
@@ -77,7 +77,7 @@ class Meter:
         return sum(self.pace.get(kind, usual) * work for kind, work in rest)
 
 
-def in_words(seconds: float) -> str:
+def rough_time(seconds: float) -> str:
     """12 s, 3 min, 2 h; whole numbers, because it is a guess."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"

@@ -34,20 +34,12 @@ class Workspace:
         make_folder(root)
         self.root = root
 
-    def folder(self, room: int = 0) -> Path:
-        """A new folder, readable by this user alone.
-
-        The oldest folders that no `job` works in are removed until `room` bytes more are within the bound;
-        this one too, when its time comes.
-        """
-        with self._lock:
-            return self._new(room)
-
     @contextmanager
     def job(self, room: int = 0) -> Iterator[Path]:
-        """A new folder that stays as long as the job works in it, and then until its room is needed.
+        """A new folder, readable by this user alone, that stays while the job works in it and then until its room is needed.
 
-        A job that leaves nothing leaves no folder either.
+        The oldest folders that no job works in are removed until `room` bytes more are within the bound. A job that
+        leaves nothing leaves no folder either.
         """
         with self._lock:
             folder = self._new(room)

@@ -230,7 +230,7 @@ def test_with_a_network_of_ours(tmp_path: Path) -> None:
     made = Service()
     try:
         key = next(m.key for m in made.models() if m.key.startswith("rcan_c") and m.scale == 4)
-        events = batch(made, files, Choice(key), "auto", "png", made.workspace.folder())
+        events = batch(made, files, Choice(key), "auto", "png", tmp_path / "out")
         _, done = finish(events)
         with ZipFile(done.zip) as zipped:
             zipped.extractall(tmp_path / "back")

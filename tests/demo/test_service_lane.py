@@ -10,7 +10,7 @@ import pytest
 from demo import lane as lane_module
 from demo.jobs import Progress
 from demo.lane import Lane
-from demo.meter import Meter, Step, in_words
+from demo.meter import Meter, Step, rough_time
 from srkd.errors import MissingError, SrkdError
 
 PATIENCE_S = 10
@@ -252,4 +252,4 @@ def test_nothing_is_estimated_before_anything_ran_and_loading_is_told_once():
     ("s", "text"), [(0.1, "1 s"), (12.4, "12 s"), (100, "2 min"), (7300, "2 h")]
 )
 def test_estimates_are_round(s, text):
-    assert in_words(s) == text
+    assert rough_time(s) == text

@@ -17,8 +17,15 @@ def fill(folder: Path, count: int) -> None:
     (folder / "a.png").write_bytes(bytes(count))
 
 
+def done(workspace: Workspace, count: int = 1, room: int = 0) -> Path:
+    """The folder of a job that left a file of `count` bytes."""
+    with workspace.job(room) as folder:
+        fill(folder, count)
+    return folder
+
+
 def test_folders_are_private_and_their_names_long(tmp_path):
-    one, other = Workspace(tmp_path).folder(), Workspace(tmp_path).folder()
+    one, other = done(Workspace(tmp_path)), done(Workspace(tmp_path))
     assert one != other
     assert len(one.name) >= 20
     assert one.stat().st_mode & 0o077 == 0
@@ -26,10 +33,8 @@ def test_folders_are_private_and_their_names_long(tmp_path):
 
 def test_the_oldest_folders_give_way(tmp_path):
     workspace = Workspace(tmp_path, max_bytes=1000)
-    folders = [workspace.folder() for _ in range(3)]
-    for folder in folders:
-        fill(folder, 300)
-    fresh = workspace.folder(room=500)
+    folders = [done(workspace, 300) for _ in range(3)]
+    fresh = done(workspace, room=500)
     assert [folder.exists() for folder in folders] == [False, False, True]
     assert fresh.is_dir()
 
@@ -38,21 +43,20 @@ def test_the_folder_of_a_running_job_stays(tmp_path):
     workspace = Workspace(tmp_path, max_bytes=1000)
     with workspace.job() as running:
         fill(running, 600)
-        younger = workspace.folder()
-        fill(younger, 300)
+        younger = done(workspace, 300)
         with pytest.raises(MissingError, match="try again when they are done"):
-            workspace.folder(room=500)
+            done(workspace, room=500)
         assert running.is_dir()
         assert not younger.exists()
-    workspace.folder(room=500)
+    done(workspace, room=500)
     assert not running.exists()
 
 
 def test_more_than_the_bound_is_refused_before_anything_is_removed(tmp_path):
     workspace = Workspace(tmp_path, max_bytes=3 * 2**20)
-    kept = workspace.folder()
+    kept = done(workspace)
     with pytest.raises(MissingError, match="4 MiB of disk, but the demo keeps at most 3 MiB"):
-        workspace.folder(room=4 * 2**20)
+        done(workspace, room=4 * 2**20)
     assert kept.is_dir()
 
 
@@ -65,16 +69,16 @@ def test_a_job_that_leaves_nothing_leaves_no_folder(tmp_path):
 
 def test_clear_spares_what_runs(tmp_path):
     workspace = Workspace(tmp_path)
-    done = workspace.folder()
+    finished = done(workspace)
     with workspace.job() as running:
         workspace.clear()
         assert running.is_dir()
-        assert not done.exists()
+        assert not finished.exists()
 
 
 def test_the_default_root_goes_with_its_workspace():
     workspace = Workspace()
     root = workspace.root
-    workspace.folder()
+    done(workspace)
     del workspace
     assert not root.exists()
