@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1
 MOST_SR_PX = 200_000_000  # of all pictures of a batch: up to 600 MB where they are noise
+SR_PX_BYTES = 4  # RGB and alpha; the headers do not tell of 16 bits, which are rare
 TOLD = 3  # reasons in the sentence about a batch of which nothing came
 
 
@@ -53,9 +54,8 @@ def batch(
     choice: Choice,
     tile: int | Literal["auto"],
     wanted: Wanted,
-    folder: Path,
 ) -> Iterator[Progress | BatchResult]:
-    """Enlarge (file, user's name of it) one after the other; the last event has the zip, which lies in `folder`.
+    """Enlarge (file, user's name of it) one after the other; the last event has the zip, in the service's workspace.
 
     A file that cannot be enlarged is listed with its reason, and the others go on; if none can, that is an error.
     Closing the generator stops within one tile and leaves nothing.
@@ -63,14 +63,24 @@ def batch(
     jobs = _planned(service, files, choice, tile)
     scale = next(m.scale for m in service.models() if m.key == choice.model)
     _check_total(jobs, scale)
-    archive = folder / f"srkd_x{scale}_{choice.model}_{choice.engine}-{choice.precision}.zip"
+    with service.workspace.job(_room(jobs, scale)) as folder, in_words({folder: DISK}):
+        archive = folder / f"srkd_x{scale}_{choice.model}_{choice.engine}-{choice.precision}.zip"
+        done = yield from _written(service, jobs, choice, tile, wanted, archive)
+    yield BatchResult(archive, tuple(done))
+
+
+def _written(
+    service: Service,
+    jobs: Sequence[Job],
+    choice: Choice,
+    tile: int | Literal["auto"],
+    wanted: Wanted,
+    archive: Path,
+) -> Generator[Progress, None, list[BatchFile]]:
+    """Yields how far the batch is, returns what became of every file once the zip is complete."""
     done: list[BatchFile] = []
     meter = _Meter(sum(job.pixels for job in jobs))
-    with (
-        in_words({folder: DISK}),
-        replacing(archive) as temporary,
-        ZipFile(temporary, "w", ZIP_STORED) as zipped,
-    ):
+    with replacing(archive) as temporary, ZipFile(temporary, "w", ZIP_STORED) as zipped:
         for number, job in enumerate(jobs, start=1):
             if job.error is not None:
                 done.append(BatchFile(shown_name(job.name), error=job.error))
@@ -78,7 +88,7 @@ def batch(
             head = f"file {number}/{len(jobs)} · {shown_name(job.name)}"
             try:
                 result = yield from _enlarge(service, job, choice, tile, head, meter)
-                file, notes = _saved(result, job, wanted, folder)
+                file, notes = _saved(result, job, wanted, archive.parent)
             except SrkdError as error:
                 done.append(BatchFile(shown_name(job.name), error=_told(error, job)))
             else:
@@ -91,7 +101,7 @@ def batch(
             raise _nothing(done)
         manifest = _manifest(service, choice, tile, wanted, done)
         zipped.writestr(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    yield BatchResult(archive, tuple(done))
+    return done
 
 
 # --- before -------------------------------------------------------------------------------------
@@ -121,13 +131,19 @@ def _planned(
     return jobs
 
 
-def _check_total(jobs: list[Job], scale: int) -> None:
+def _check_total(jobs: Sequence[Job], scale: int) -> None:
     total = scale**2 * sum(job.pixels for job in jobs)
     if total > MOST_SR_PX:
         raise SrkdError(
             f"These files would become {total / 1e6:.0f} megapixels in all at x{scale}, but a batch makes at most "
             f"{MOST_SR_PX / 1e6:.0f}; give fewer or smaller ones at once."
         )
+
+
+def _room(jobs: Sequence[Job], scale: int) -> int:
+    """Bytes of the zip and of the picture that goes into it, about: PNG does not make noise any smaller."""
+    pixels = [scale**2 * job.pixels for job in jobs]
+    return SR_PX_BYTES * (sum(pixels) + max(pixels))
 
 
 def _nothing(files: list[BatchFile]) -> SrkdError:

@@ -162,12 +162,7 @@ class Handlers:
         uploads = batch_of(files, self.folder, self.service.limits.max_files)
         yield markup.status("starting", 0.0), None
         named = [(upload.path, upload.name) for upload in uploads]
-        with (
-            self.service.workspace.job() as into,
-            until_closed(
-                batch(self.service, named, choice, "auto", format_of(wanted), into)
-            ) as events,
-        ):
+        with until_closed(batch(self.service, named, choice, "auto", format_of(wanted))) as events:
             for event in events:
                 if isinstance(event, BatchResult):
                     yield batch_done(event)

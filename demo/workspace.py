@@ -27,7 +27,7 @@ class Workspace:
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._folders: list[Path] = []  # oldest first
-        self._used: set[Path] = set()
+        self._used: dict[Path, int] = {}  # those that jobs work in, and the room of each
         if root is None:
             root = Path(tempfile.mkdtemp(prefix="srkd-demo-"))
             weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
@@ -38,17 +38,17 @@ class Workspace:
     def job(self, room: int = 0) -> Iterator[Path]:
         """A new folder, readable by this user alone, that stays while the job works in it and then until its room is needed.
 
-        The oldest folders that no job works in are removed until `room` bytes more are within the bound. A job that
-        leaves nothing leaves no folder either.
+        `room` is what the job may write, in bytes, and is its own until it ends. The oldest folders that no job works
+        in are removed until that is within the bound. A job that leaves nothing leaves no folder either.
         """
         with self._lock:
             folder = self._new(room)
-            self._used.add(folder)
+            self._used[folder] = room
         try:
             yield folder
         finally:
             with self._lock:
-                self._used.discard(folder)
+                del self._used[folder]
                 if folder.is_dir() and not any(folder.iterdir()):
                     self._remove(folder)
 
@@ -62,9 +62,9 @@ class Workspace:
         if room > self.max_bytes:
             raise MissingError(
                 f"The pictures of this job may take up to {_mib(room)} of disk, but the demo keeps at most "
-                f"{_mib(self.max_bytes)}; choose fewer networks or a smaller picture."
+                f"{_mib(self.max_bytes)}; choose fewer networks, fewer files or smaller pictures."
             )
-        held = {folder: _bytes(folder) for folder in self._folders}
+        held = {f: max(_bytes(f), self._used.get(f, 0)) for f in self._folders}
         for folder in self._finished():
             if sum(held.values()) + room <= self.max_bytes:
                 break

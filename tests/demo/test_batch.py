@@ -19,8 +19,9 @@ from demo.batch import MANIFEST, batch
 from demo.jobs import BatchResult, Choice, CompareRequest, Numbers, Pane, Progress, Result
 from demo.limits import Limits
 from demo.service import Service
+from demo.workspace import Workspace
 from srkd import load_model, upscale
-from srkd.errors import SrkdError
+from srkd.errors import MissingError, SrkdError
 from srkd.images import picture_size, read_picture, write_png
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class StandIn:
     """Enlarges by repetition, row by row; a picture of one pixel fails half way."""
 
     folder: Path
+    workspace: Workspace
     limits: Limits = field(default_factory=Limits)
     closed: int = 0
 
@@ -64,7 +66,7 @@ class StandIn:
 
 @pytest.fixture
 def service(tmp_path: Path) -> StandIn:
-    return StandIn(tmp_path)
+    return StandIn(tmp_path, Workspace(tmp_path / "out"))
 
 
 def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
@@ -92,7 +94,7 @@ def made_in(folder: Path) -> set[str]:
 
 def test_zip_holds_the_pictures_and_their_story(service: StandIn, tmp_path: Path) -> None:
     files = uploads(tmp_path, (6, 8), (5, 4))
-    _, done = finish(batch(service, files, CHOICE, "auto", "png", tmp_path / "out"))
+    _, done = finish(batch(service, files, CHOICE, "auto", "png"))
     with ZipFile(done.zip) as zipped:
         assert zipped.testzip() is None
         assert zipped.namelist() == ["p0_x2_tiny_ort-fp16.png", "p1_x2_tiny_ort-fp16.png", MANIFEST]
@@ -116,7 +118,8 @@ def test_zip_holds_the_pictures_and_their_story(service: StandIn, tmp_path: Path
     }
     assert str(tmp_path) not in json.dumps(story)
     # What the zip was made from is not kept twice.
-    assert made_in(tmp_path / "out") == {done.zip.name}
+    assert made_in(done.zip.parent) == {done.zip.name}
+    assert made_in(service.workspace.root) == {done.zip.parent.name}
     assert not [p for p in tmp_path.iterdir() if "made" in p.name]
 
 
@@ -125,7 +128,7 @@ def test_bad_files_are_listed_and_the_others_go_on(service: StandIn, tmp_path: P
     broken = tmp_path / "upload9"
     broken.write_text("<svg>")
     files.insert(1, (broken, "drawing.svg"))
-    _, done = finish(batch(service, files, CHOICE, "auto", "png", tmp_path / "out"))
+    _, done = finish(batch(service, files, CHOICE, "auto", "png"))
     told = {f.name: f.error for f in done.files}
     assert (
         told["drawing.svg"] is not None and "drawing.svg is an SVG drawing" in told["drawing.svg"]
@@ -141,17 +144,17 @@ def test_bad_files_are_listed_and_the_others_go_on(service: StandIn, tmp_path: P
 def test_batch_of_which_nothing_comes_is_an_error(service: StandIn, tmp_path: Path) -> None:
     files = uploads(tmp_path, (1, 9), (1, 4))
     with pytest.raises(SrkdError, match=r"None of the files.* p0.png: p0.png has one row. p1.png:"):
-        list(batch(service, files, CHOICE, "auto", "png", tmp_path / "out"))
-    assert made_in(tmp_path / "out") == set()
+        list(batch(service, files, CHOICE, "auto", "png"))
+    assert made_in(service.workspace.root) == set()
     broken = [(tmp_path / "none", f"n{i}.png") for i in range(5)]
     with pytest.raises(SrkdError, match=r"n2.png: .* And 2 more\.") as told:
-        list(batch(service, broken, CHOICE, "auto", "png", tmp_path / "out"))
+        list(batch(service, broken, CHOICE, "auto", "png"))
     assert str(tmp_path) not in str(told.value)
 
 
 def test_progress_never_falls_and_counts_pixels(service: StandIn, tmp_path: Path) -> None:
     files = uploads(tmp_path, (10, 10), (1, 100), (20, 20))
-    told, _ = finish(batch(service, files, CHOICE, "auto", "png", tmp_path / "out"))
+    told, _ = finish(batch(service, files, CHOICE, "auto", "png"))
     done = [event.done for event in told]
     assert all(a <= b for a, b in pairwise(done))
     # 100 pixels of 600 are the first file, 100 the one that fails, 400 the last.
@@ -164,11 +167,11 @@ def test_progress_never_falls_and_counts_pixels(service: StandIn, tmp_path: Path
 @pytest.mark.parametrize("after", range(1, 7))
 def test_cancelled_batch_leaves_no_file(service: StandIn, tmp_path: Path, after: int) -> None:
     files = uploads(tmp_path, (6, 8), (5, 4))
-    events = batch(service, files, CHOICE, "auto", "png", tmp_path / "out")
+    events = batch(service, files, CHOICE, "auto", "png")
     for _ in range(after):
         next(events)
     events.close()
-    assert made_in(tmp_path / "out") == set()
+    assert made_in(service.workspace.root) == set()
     assert service.closed == (1 if after <= 3 else 2)  # the running job was closed at once
 
 
@@ -180,16 +183,16 @@ def test_full_disk_leaves_no_file(
 
     monkeypatch.setattr(ZipFile, "writestr", full)
     with pytest.raises(SrkdError, match=r"the server's disk.*No space left on device") as told:
-        list(batch(service, uploads(tmp_path, (6, 8)), CHOICE, "auto", "png", tmp_path / "out"))
+        list(batch(service, uploads(tmp_path, (6, 8)), CHOICE, "auto", "png"))
     assert str(tmp_path) not in str(told.value)
-    assert made_in(tmp_path / "out") == set()
+    assert made_in(service.workspace.root) == set()
 
 
 def test_entries_are_unique_on_systems_that_see_no_case(service: StandIn, tmp_path: Path) -> None:
     files = uploads(tmp_path, *[(4, 4)] * 4)
     names = ["a.png", "A.png", "../a.jpg", "\uff41.png"]
     files = [(path, name) for (path, _), name in zip(files, names, strict=True)]
-    _, done = finish(batch(service, files, CHOICE, "auto", "png", tmp_path / "out"))
+    _, done = finish(batch(service, files, CHOICE, "auto", "png"))
     end = "_x2_tiny_ort-fp16"
     assert [f.entry for f in done.files] == [
         f"a{end}.png",
@@ -203,7 +206,7 @@ def test_original_formats(service: StandIn, tmp_path: Path) -> None:
     Image.fromarray(noise(6, 8)).save(tmp_path / "x.jpg")
     Image.fromarray(noise(6, 8)).save(tmp_path / "y.bmp")
     files = [(tmp_path / "x.jpg", "x.jpg"), (tmp_path / "y.bmp", "wrong.png")]
-    _, done = finish(batch(service, files, CHOICE, "auto", "original", tmp_path / "out"))
+    _, done = finish(batch(service, files, CHOICE, "auto", "original"))
     assert [Path(f.entry or "").suffix for f in done.files] == [".jpg", ".bmp"]
     assert "JPEG of quality 95 is lossy" in done.files[0].notes[-1]
 
@@ -215,13 +218,37 @@ def test_limits(service: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(
             SrkdError, match=f"batch of {len(wrong)} files was asked for; give 1 to 1"
         ):
-            next(batch(service, wrong, CHOICE, "auto", "png", tmp_path))
+            next(batch(service, wrong, CHOICE, "auto", "png"))
     service.limits = Limits()
     monkeypatch.setattr(demo.batch, "MOST_SR_PX", 4 * 67)
     with pytest.raises(SrkdError, match="a batch makes at most 0"):
-        next(batch(service, files, CHOICE, "auto", "png", tmp_path))
+        next(batch(service, files, CHOICE, "auto", "png"))
     monkeypatch.setattr(demo.batch, "MOST_SR_PX", 4 * 68)
-    finish(batch(service, files, CHOICE, "auto", "png", tmp_path))
+    finish(batch(service, files, CHOICE, "auto", "png"))
+
+
+def test_batch_without_room_is_refused_before_anything_is_made(
+    service: StandIn, tmp_path: Path
+) -> None:
+    files = uploads(tmp_path, (600, 1000), (600, 1000))
+    # A zip of two pictures of 9.2 MiB, and one of them beside it.
+    service.workspace.max_bytes = 20 * 2**20
+    with pytest.raises(MissingError, match=r"up to 27 MiB of disk.* fewer files"):
+        list(batch(service, files, CHOICE, "auto", "png"))
+    assert service.closed == 0
+    assert made_in(service.workspace.root) == set()
+
+
+def test_room_of_a_running_batch_is_its_own(service: StandIn, tmp_path: Path) -> None:
+    files = uploads(tmp_path, (60, 100), (60, 100))
+    service.workspace.max_bytes = 300_000
+    events = batch(service, files, CHOICE, "auto", "png")
+    next(events)
+    with pytest.raises(MissingError, match="Other jobs hold"), service.workspace.job(20_000):
+        pass
+    events.close()
+    with service.workspace.job(20_000):
+        pass
 
 
 def test_with_a_network_of_ours(tmp_path: Path) -> None:
@@ -230,7 +257,7 @@ def test_with_a_network_of_ours(tmp_path: Path) -> None:
     made = Service()
     try:
         key = next(m.key for m in made.models() if m.key.startswith("rcan_c") and m.scale == 4)
-        events = batch(made, files, Choice(key), "auto", "png", tmp_path / "out")
+        events = batch(made, files, Choice(key), "auto", "png")
         _, done = finish(events)
         with ZipFile(done.zip) as zipped:
             zipped.extractall(tmp_path / "back")

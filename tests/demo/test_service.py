@@ -286,7 +286,9 @@ def test_a_full_disk_is_told_without_the_places_of_the_server(monkeypatch, servi
 def test_too_little_room_is_told_before_anything_is_made(tmp_path, service, photo):
     small = Service([str(source(service, key)) for key in ("tiny_scratch", "tiny_distilled")])
     small.workspace = Workspace(tmp_path / "work", max_bytes=10_000)
-    with pytest.raises(MissingError, match="choose fewer networks or a smaller picture"):
+    with pytest.raises(
+        MissingError, match="choose fewer networks, fewer files or smaller pictures"
+    ):
         last(small.compare(request(photo)))
     assert not list(small.workspace.root.iterdir())
     small.close()
