@@ -6,6 +6,7 @@ an event that the page hides stays reachable over HTTP. This ASGI middleware sta
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
+
+from demo.workspace import make_upload_room
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -61,13 +64,16 @@ POLICY = (
 
 @dataclass(frozen=True)
 class Rules:
-    """`uploads` is the only folder that a request may name; `most_upload_bytes` of one request together.
+    """`uploads` is the only folder that a request may name.
 
-    `hosts` the names this server answers to; None: any, for a server that is not on the loopback.
+    most_upload_bytes   of one request together
+    most_held_bytes     of all uploads that the server keeps
+    hosts               the names this server answers to; None: any, for a server that is not on the loopback
     """
 
     uploads: Path
     most_upload_bytes: int
+    most_held_bytes: int
     hosts: tuple[str, ...] | None = LOOPBACK
 
 
@@ -77,6 +83,7 @@ class Guard:
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self.app = app
         self.rules = rules
+        self.coming = 0  # bytes of the uploads that are being received
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,10 +96,25 @@ class Guard:
                 refusal = 422, "Files come by upload to this page only; upload the picture first."
             receive = _replay(body, receive)
         if refusal is not None:
-            status, sentence = refusal
-            await PlainTextResponse(sentence, status)(scope, receive, send)
-            return
-        await self.app(scope, receive, _with_headers(send))
+            await _refuse(*refusal, scope, receive, send)
+        elif scope["method"] == "POST" and scope["path"] == UPLOAD:
+            await self._upload(scope, receive, _with_headers(send))
+        else:
+            await self.app(scope, receive, _with_headers(send))
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Receive files if there is room for them beside those that are kept and those that come meanwhile."""
+        length = int(Headers(scope=scope)["content-length"])
+        self.coming += length
+        try:
+            folder, most = self.rules.uploads, self.rules.most_held_bytes
+            if await asyncio.to_thread(make_upload_room, folder, self.coming, most):
+                await self.app(scope, receive, send)
+            else:
+                said = "The server keeps as many uploads as it has room for; try again in a quarter of an hour."
+                await _refuse(507, said, scope, receive, send)
+        finally:
+            self.coming -= length
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)
@@ -164,6 +186,10 @@ def lies_in(path: object, folder: Path) -> bool:
         return Path(path).resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError):  # a loop of links, a NUL byte
         return False
+
+
+async def _refuse(status: int, sentence: str, scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse(sentence, status)(scope, receive, send)
 
 
 def _parts(address: str) -> SplitResult:

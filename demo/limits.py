@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ANY_NUMBER = 2**63  # of pixels: this module says itself what is too large
 # Each tile brings its halo along: thousands of small ones would be many times the work of the picture.
 MOST_TILES = 1024
+# What the server may keep on its disk: what it made, and what was sent to it.
+MOST_RESULT_BYTES = 2 * 1024**3
+MOST_UPLOAD_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from gradio import themes
 from starlette.middleware import Middleware
 
 from demo.guard import LOOPBACK, Guard, Rules
+from demo.limits import MOST_UPLOAD_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +55,8 @@ def serve(
     `folder` is the upload folder, which the environment variable GRADIO_TEMP_DIR names to Gradio.
     """
     most = (limits.max_files + 1) * limits.max_bytes
-    rules = Rules(folder, most, LOOPBACK if host in LOOPBACK else None)
+    hosts = LOOPBACK if host in LOOPBACK else None
+    rules = Rules(folder, most, MOST_UPLOAD_BYTES, hosts)
     # Without it the variable would open folders although none is allowed below.
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)
     # The queue is the only way in: a direct call would pass the lane by.

@@ -1,29 +1,33 @@
-"""Where the server keeps what it made: folders with unguessable names, together within a bound."""
+"""Where the server keeps what it made: folders with unguessable names, together within a bound. Uploads have their own."""
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import tempfile
 import threading
+import time
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demo.limits import MOST_RESULT_BYTES
 from srkd.errors import MissingError
 from srkd.files import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_BYTES = 2 * 1024**3
+HASH = re.compile(r"[0-9a-f]{64}")
+SPARED_S = 900.0  # the job of an upload may still wait for its turn
 
 
 class Workspace:
     """Folders below `root`, a temporary folder of its own by default, which is removed at the end of the process."""
 
-    def __init__(self, root: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, root: Path | None = None, max_bytes: int = MOST_RESULT_BYTES) -> None:
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._folders: list[Path] = []  # oldest first
@@ -93,14 +97,41 @@ class Workspace:
         self._folders.remove(folder)
 
 
-def _bytes(folder: Path) -> int:
-    """Sizes of all files; one that a job renames meanwhile is left out."""
+def make_upload_room(folder: Path, length: int, most: int, spared_s: float = SPARED_S) -> bool:
+    """Whether `length` bytes more are within the `most` that uploads in `folder` may take; the oldest give way for that.
+
+    Gradio keeps a folder there for every file, named by its hash, and loose files: while they come in, and for good
+    where a request had parts that the page never sends. Those younger than `spared_s` stay.
+    """
+    kept = [path for path in folder.iterdir() if HASH.fullmatch(path.name) or not path.is_dir()]
+    held = [(_changed(path), _bytes(path), path) for path in kept]
+    total, now = sum(count for _, count, _ in held) + length, time.time()
+    for changed, count, path in sorted(held):
+        if total <= most or changed > now - spared_s:
+            break
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        total -= count
+    return total <= most
+
+
+def _changed(path: Path) -> float:
+    """When `path`, or something in the folder `path`, last changed or was moved there; 0 for what is gone."""
+    newest = 0.0
+    for each in (path, *path.glob("*")):
+        with suppress(FileNotFoundError):
+            newest = max(newest, each.stat().st_ctime)
+    return newest
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file, or of all files in a folder; one that is moved meanwhile is left out."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
+    for each in (path, *path.rglob("*")):
+        with suppress(FileNotFoundError):
+            total += 0 if each.is_dir() else each.stat().st_size
     return total
 
 

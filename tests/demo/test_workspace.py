@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.workspace import Workspace
+from demo.workspace import Workspace, make_upload_room
 from srkd.errors import MissingError
 
 if TYPE_CHECKING:
@@ -82,3 +83,31 @@ def test_the_default_root_goes_with_its_workspace():
     done(workspace)
     del workspace
     assert not root.exists()
+
+
+# --- uploads ------------------------------------------------------------------------------------
+
+
+def test_the_oldest_uploads_give_way_to_new_ones_and_results_stay(tmp_path):
+    uploads = [tmp_path / (letter * 64) for letter in "cab"]
+    for upload in uploads:
+        upload.mkdir()
+        fill(upload, 300)
+        time.sleep(0.02)  # file systems tell times in steps of some milliseconds
+    loose = tmp_path / "tmp1234"  # of a request that broke off
+    loose.write_bytes(bytes(300))
+    result = done(Workspace(tmp_path / "results"), 5000)
+    assert make_upload_room(tmp_path, 400, 1000, spared_s=0)
+    assert [upload.exists() for upload in uploads] == [False, False, True]
+    assert loose.exists() and result.exists()
+    assert not make_upload_room(tmp_path, 1001, 1000, spared_s=0)
+    assert not loose.exists()
+
+
+def test_uploads_whose_job_may_still_come_stay(tmp_path):
+    upload = tmp_path / ("a" * 64)
+    upload.mkdir()
+    fill(upload, 300)
+    assert not make_upload_room(tmp_path, 800, 1000)
+    assert upload.is_dir()
+    assert make_upload_room(tmp_path, 700, 1000)
