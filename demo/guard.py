@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
@@ -20,6 +20,8 @@ from starlette.responses import PlainTextResponse
 from demo.workspace import make_upload_room
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # "/" and these are what the page and `gradio_client` ask for; the rest of Gradio's routes answer 404.
@@ -42,10 +44,13 @@ READS = (
     "/gradio_api/file=",
 )
 UPLOAD = "/gradio_api/upload"
+JOIN = "/gradio_api/queue/join"
+CALL = "/gradio_api/call/"
+NAMED = "v2/"  # before an endpoint's name: its values come by name, not in order
 WRITES = (
     UPLOAD,
-    "/gradio_api/queue/join",
-    "/gradio_api/call/",
+    JOIN,
+    CALL,
     "/gradio_api/cancel",
     "/gradio_api/reset",
 )
@@ -63,18 +68,33 @@ POLICY = (
 
 
 @dataclass(frozen=True)
+class Takes:
+    """What an event wants: `values` of them at least, in order.
+
+    names    of the values of an endpoint for programs, None for the page's own events
+    needed   those that have no default
+    """
+
+    values: int
+    names: tuple[str, ...] | None = None
+    needed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Rules:
     """`uploads` is the only folder that a request may name.
 
     most_upload_bytes   of one request together
     most_held_bytes     of all uploads that the server keeps
     hosts               the names this server answers to; None: any, for a server that is not on the loopback
+    takes               by the name of an endpoint, and by the number of an event as text
     """
 
     uploads: Path
     most_upload_bytes: int
     most_held_bytes: int
     hosts: tuple[str, ...] | None = LOOPBACK
+    takes: Mapping[str, Takes] = field(default_factory=dict)
 
 
 class Guard:
@@ -94,6 +114,8 @@ class Guard:
             body = await _body(receive)
             if names_strange_file(body, self.rules.uploads):
                 refusal = 422, "Files come by upload to this page only; upload the picture first."
+            elif scope["path"].startswith((JOIN, CALL)):
+                refusal = wrong_call(scope["path"], body, self.rules.takes)
             receive = _replay(body, receive)
         if refusal is not None:
             await _refuse(*refusal, scope, receive, send)
@@ -176,6 +198,41 @@ def names_strange_file(body: bytes, uploads: Path) -> bool:
         elif isinstance(value, list):
             waiting.extend(value)
     return False
+
+
+def wrong_call(path: str, body: bytes, takes: Mapping[str, Takes]) -> tuple[int, str] | None:
+    """Status and sentence for a call of nothing, or with too few values, which Gradio answers with an error without words."""
+    try:
+        sent = json.loads(body)
+    except ValueError:
+        return None  # Gradio answers what is no JSON
+    sent = sent if isinstance(sent, dict) else {}
+    name = path.removeprefix(CALL).strip("/") if path.startswith(CALL) else ""
+    by_name = name.startswith(NAMED)
+    name = name.removeprefix(NAMED)
+    wanted = takes.get(name or str(sent.get("fn_index")))
+    if wanted is None or (by_name and wanted.names is None):
+        return 404, "There is no such endpoint; /gradio_api/info lists those that there are."
+    data, names = sent.get("data"), wanted.names or ()
+    if by_name:
+        said = _wrong_names(sent, names, wanted.needed)
+    elif isinstance(data, list) and len(data) >= wanted.values:
+        said = None
+    else:
+        got = f"{len(data)} came" if isinstance(data, list) else "none came"
+        listed = f" ({', '.join(names)})" if names else ""
+        said = f'takes a list of {wanted.values} values{listed} as "data", but {got}; send all of them.'
+    return (422, f"/{name} {said}" if name else f"This event {said}") if said else None
+
+
+def _wrong_names(
+    sent: dict[str, Any], names: tuple[str, ...], needed: tuple[str, ...]
+) -> str | None:
+    if missing := [key for key in needed if key not in sent]:
+        return f"needs {' and '.join(missing)}; its values are {', '.join(names)}."
+    if strange := [key for key in sent if key not in names]:
+        return f"has no value '{strange[0][:40]}'; its values are {', '.join(names) or 'none'}."
+    return None
 
 
 def lies_in(path: object, folder: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradio import themes
 from starlette.middleware import Middleware
 
-from demo.guard import LOOPBACK, Guard, Rules
+from demo.guard import LOOPBACK, Guard, Rules, Takes
 from demo.limits import MOST_UPLOAD_BYTES
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def serve(
     """
     most = (limits.max_files + 1) * limits.max_bytes
     hosts = LOOPBACK if host in LOOPBACK else None
-    rules = Rules(folder, most, MOST_UPLOAD_BYTES, hosts)
+    rules = Rules(folder, most, MOST_UPLOAD_BYTES, hosts, takes_of(page))
     # Without it the variable would open folders although none is allowed below.
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)
     # The queue is the only way in: a direct call would pass the lane by.
@@ -85,3 +85,19 @@ def serve(
     }
     _, address, _ = page.launch(**options)
     return address
+
+
+def takes_of(page: Blocks) -> dict[str, Takes]:
+    """What each event of the page takes, for `Rules`: its own ones by number and name, those for programs with names."""
+    found: dict[str, Takes] = {}
+    for number, event in page.fns.items():
+        found[str(number)] = Takes(len(event.inputs))
+        if isinstance(event.api_name, str):
+            # A call by name may leave out what is kept on the server.
+            found[event.api_name] = Takes(sum(not block.skip_api for block in event.inputs))
+    for name, endpoint in page.get_api_info()["named_endpoints"].items():
+        given = endpoint["parameters"]
+        names = {p["parameter_name"]: p.get("parameter_has_default", False) for p in given}
+        needed = tuple(key for key, has_default in names.items() if not has_default)
+        found[name.strip("/")] = Takes(len(names), tuple(names), needed)
+    return found

@@ -104,6 +104,24 @@ def test_a_refusal_is_one_sentence(server: Live, tmp_path: Path) -> None:
         assert str(server.folder) not in message
 
 
+def test_values_may_come_by_name_and_missing_ones_are_named(server: Live, tmp_path: Path) -> None:
+    file = server.upload(picture(tmp_path / "a.png").read_bytes())
+    sent = {"file": file, "model": "tiny_scratch"}
+    event = server.http.post("/gradio_api/call/v2/upscale", json=sent).json()["event_id"]
+    upscaled, _ = answer(server.http.get(f"/gradio_api/call/upscale/{event}").text)
+    assert fetched(server, upscaled).startswith(b"\x89PNG")
+    for reply, said in (
+        (server.http.post("/gradio_api/call/v2/upscale", json={"file": file}), "needs model"),
+        (server.post("upscale", [file, "tiny_scratch"]), "takes a list of 5 values (file, model, "),
+        (
+            server.http.post("/gradio_api/queue/join", json={"fn_index": 1, "data": []}),
+            "This event",
+        ),
+    ):
+        assert reply.status_code == 422
+        assert said in reply.text
+
+
 def test_models_tells_what_there_is(server: Live) -> None:
     (known,) = answer(server.call("models"))
     assert {"tiny_teacher", "tiny_scratch", "tiny_distilled"} <= {m["key"] for m in known["models"]}

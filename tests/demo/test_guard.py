@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.guard import FORM_BYTES, Guard, Rules
+from demo.guard import FORM_BYTES, Guard, Rules, Takes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,3 +78,36 @@ def test_one_request_is_bounded_by_its_header(rules: Rules) -> None:
     door = client(Taking(), replace(rules, most_held_bytes=10**9))
     assert upload(door, 1000 + FORM_BYTES).status_code == 200
     assert upload(door, 1001 + FORM_BYTES).status_code == 413
+
+
+# --- calls --------------------------------------------------------------------------------------
+
+TAKES = {"upscale": Takes(3, ("file", "model", "tile"), ("file", "model")), "7": Takes(2)}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("call/upscale", {"data": [1, 2, 3]}, 200, "yes"),
+        ("call/upscale", {"data": [1]}, 422, "takes a list of 3 values (file, model, tile)"),
+        ("call/upscale", {"data": [1]}, 422, "but 1 came; send all of them."),
+        ("call/upscale", {"data": {"file": 1}}, 422, "but none came"),
+        ("call/upscale", [1, 2, 3], 422, "but none came"),
+        ("call/nonsense", {"data": []}, 404, "no such endpoint"),
+        ("call/v2/upscale", {"file": 1, "model": 2}, 200, "yes"),
+        ("call/v2/upscale", {"tile": 1}, 422, "/upscale needs file and model; its values are"),
+        ("call/v2/upscale", {"file": 1, "model": 2, "x": 3}, 422, "has no value 'x'"),
+        ("call/v2/7", {}, 404, "no such endpoint"),
+        ("queue/join", {"fn_index": 7, "data": [1, 2]}, 200, "yes"),
+        ("queue/join", {"fn_index": 7, "data": [1]}, 422, "This event takes a list of 2 values"),
+        ("queue/join", {"fn_index": [7], "data": [1]}, 404, "no such endpoint"),
+        ("cancel", {"event_id": "x"}, 200, "yes"),
+    ],
+)
+def test_a_call_without_its_values_is_refused_in_words(
+    rules: Rules, path: str, body: Any, status: int, words: str
+) -> None:
+    door = client(Taking(), replace(rules, takes=TAKES))
+    reply = door.post(f"/gradio_api/{path}", json=body)
+    assert reply.status_code == status
+    assert words in reply.text
