@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from demo.jobs import BICUBIC, NEAREST, TRUTH
+from demo.saying import without_folders
 from deploy.engines import (
     CUDA_PROVIDER,
     ENGINES,
@@ -210,7 +211,7 @@ def engine_entries(device: str) -> list[EngineEntry]:
                 key=engine.name,
                 label=f"{ENGINE_TITLES[engine.name]} ({DEVICE_TITLES[runs_on]})",
                 precisions=() if engine.reason else tuple(p for p in PRECISIONS if p in have),
-                reason=engine.reason,
+                reason=None if engine.reason is None else without_folders(engine.reason),
                 device=runs_on,
             )
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Iterator  # Gradio resolves the annotations of handlers
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from demo.asked import Asked, Format, batch_of, choices_of, compare_request, for
 from demo.batch import batch
 from demo.downloads import safe_stem, save_as
 from demo.jobs import BatchResult, Progress, Result
+from demo.saying import reworded
 from demo.scores import table as numbers_table
 from demo.scores import to_csv, to_json
 from demo.speedtest import measure, with_times
@@ -232,4 +232,4 @@ def sentence_of(error: Exception, folder: Path) -> str:
     if not isinstance(error, SrkdError):
         log.error("a request failed", exc_info=error)
         return UNEXPECTED
-    return re.sub(rf"{re.escape(str(folder))}(/[^/\s]+)*/", "", str(error))
+    return reworded(str(error), {folder: ""})

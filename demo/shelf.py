@@ -16,6 +16,7 @@ from torch import nn
 
 from demo.entries import engine_entries, entries, known
 from demo.exported import Wanted, exported_file
+from demo.saying import in_words
 from demo.watched import Timed
 from deploy.engine_model import EngineNetwork, load_any
 from deploy.engines import check_file, engine_settings, open_network_engine
@@ -140,7 +141,8 @@ class Shelf:
                 # Room first: two large engines more than `kept` may not fit.
                 while len(self._open) >= self.kept:
                     self._open.popitem(last=False)
-                ready = self._opened(choice, say)
+                with in_words({self.sources[choice.model]: self.entry(choice.model).label}):
+                    ready = self._opened(choice, say)
             self._open[choice] = ready
             return ready
 

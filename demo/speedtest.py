@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from demo.jobs import Progress
+from demo.saying import in_words
 from deploy import speed
 from deploy.benchmark import three_digits
 from deploy.engine_model import EngineNetwork
@@ -80,7 +81,8 @@ def measure(
         service.shelf.check(choice)
 
     def job(turn: Turn[SpeedResult]) -> None:
-        turn.tell(_measured(service, choices, lr_size, seconds, turn))
+        with in_words({}):
+            turn.tell(_measured(service, choices, lr_size, seconds, turn))
 
     yield from service.lane.run(job)
 

@@ -272,6 +272,12 @@ def test_an_error_of_the_user_is_said_as_one_escaped_sentence(tmp_path: Path) ->
     assert "<img" not in shown[-1]
 
 
+def test_no_error_tells_a_place_of_the_server(tmp_path: Path) -> None:
+    said = "cannot read /srv/cache/x-ort/net.onnx (in '/srv/my own/x-ort'): run python deploy/export.py"
+    _, message = messages(SrkdError(said), tmp_path, outputs=0)
+    assert message == "cannot read net.onnx (in 'x-ort'): run python deploy/export.py"
+
+
 def test_a_fault_of_ours_is_not_shown_but_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -43,6 +43,12 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "tiny", 1, {"method": "scratch"})
 
 
+@pytest.fixture(scope="module")
+def shelf(run):
+    pytest.importorskip("onnxruntime")
+    return Shelf([str(run)])
+
+
 def stand_in(monkeypatch, path, text):
     """Another program in the place of Python, so that an export does what a test wants."""
     path.write_text(f"#!/bin/sh\n{text}\n")
@@ -79,6 +85,31 @@ def test_an_export_that_fails_says_why_and_leaves_nothing(monkeypatch, tmp_path,
     with pytest.raises(MissingError, match=words):
         exported_file(wanted(run), tmp_path / "cache", ignore)
     assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            f'{FIND_OUT}; echo "error: cannot write $2/a.onnx: no room" >&2; exit 3',
+            "write a.onnx: no",
+        ),
+        ("echo \"error: '/srv/my own/lib.so' is missing\" >&2; exit 3", "'lib.so' is missing"),
+        (
+            'echo "error: see /opt, or https://x.org/a/b" >&2; exit 3',
+            "see opt, or https://x.org/a/b",
+        ),
+    ],
+)
+def test_an_export_that_fails_tells_no_place_of_the_server(
+    monkeypatch, tmp_path, run, shelf, text, words
+):
+    monkeypatch.setenv("SRKD_CACHE", str(tmp_path / "cache"))
+    stand_in(monkeypatch, tmp_path / "broken", text)
+    with pytest.raises(MissingError, match=words) as refused:
+        shelf.open(ORT)
+    assert str(tmp_path) not in str(refused.value)
+    assert str(run) not in str(refused.value)
 
 
 @pytest.fixture(scope="module")
