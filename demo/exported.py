@@ -1,15 +1,18 @@
 """The file that an engine opens: what deploy/export.py left beside the model, else one made and verified on first use.
 
 A file made here goes to the demo's own folder in the cache, never beside the model. It is made by deploy/export.py in a
-process of its own: the export can then be stopped, and its memory and crashes are not the server's.
+process of its own: the export can then be stopped, and its memory and crashes are not the server's. Several servers may
+share the cache: folders come into it and leave it whole, by renaming.
 """
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +26,7 @@ from srkd.errors import CheckFailedError, MissingError, SrkdError
 from srkd.files import make_folder, sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from deploy.sidecar import Sidecar
     from srkd.loaded import LoadedModel
@@ -91,25 +94,50 @@ def _beside(wanted: Wanted, weights: str) -> Found | None:
 
 def _own(wanted: Wanted, folder: Path, left: str, say: Callable[[str], None]) -> Found:
     """From the demo's own folder; made first where it is missing, damaged or built by another version."""
-    file = _file(wanted, folder)
     note = f"exported for this demo and verified by the full check of deploy/export.py{left}"
-    if file.is_file():
+    file = _file(wanted, folder)
+    make_folder(folder.parent)
+    if folder.exists():
         try:
-            sidecar = check_file(file)
-            check_build(file, sidecar)
-            return Found(file, sidecar, note)
+            return Found(file, _usable(file), note)
         except SrkdError:
-            shutil.rmtree(folder)
-    make_folder(folder)
-    whole = False
+            _remove(folder)
+    with _sibling(folder) as made:
+        _export(wanted, made, say)
+        check_file(_file(wanted, made))
+        try:
+            made.rename(folder)
+        except OSError:
+            # Another server was faster and may have its file open already, so that one is used.
+            if not file.is_file():
+                raise
+    return Found(file, check_file(file), note)
+
+
+def _usable(file: Path) -> Sidecar:
+    sidecar = check_file(file)
+    check_build(file, sidecar)
+    return sidecar
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first: another server would find a folder that is half removed."""
+    with _sibling(folder) as away, suppress(FileNotFoundError):
+        folder.rename(away)
+
+
+@contextmanager
+def _sibling(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, for renaming one to the other; removed at the end with what is in it.
+
+    Records name the weights relative to their folder, so it lies as deep.
+    """
+    sibling = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+    sibling.mkdir()
     try:
-        _export(wanted, folder, say)
-        found = Found(file, check_file(file), note)
-        whole = True
+        yield sibling
     finally:
-        if not whole:
-            shutil.rmtree(folder, ignore_errors=True)
-    return found
+        shutil.rmtree(sibling, ignore_errors=True)
 
 
 def _export(wanted: Wanted, folder: Path, say: Callable[[str], None]) -> None:

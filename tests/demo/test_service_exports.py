@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from deploy.engines import check_file
 from deploy.export import export
 from deploy.sidecar import read_parity, read_sidecar, record_hash, write_parity, write_sidecar
 from srkd.errors import CheckFailedError, MissingError, SrkdError
+from srkd.files import sha256
 from srkd.images import read_rgb8
 from srkd.models import load_model
 
@@ -110,6 +113,60 @@ def test_an_export_that_fails_tells_no_place_of_the_server(
         shelf.open(ORT)
     assert str(tmp_path) not in str(refused.value)
     assert str(run) not in str(refused.value)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Any file but one of the text "damaged" passes for an exported one."""
+
+    def check(file):
+        if file.read_text() == "damaged\n":
+            raise SrkdError(f"{file} is damaged")
+        return SimpleNamespace(verdict="PASS")
+
+    monkeypatch.setattr("demo.exported.check_file", check)
+    monkeypatch.setattr("demo.exported.check_build", lambda file, sidecar: None)
+
+
+NAME = "tiny_fp32.ort.onnx"
+WRITE = f'{FIND_OUT}; echo own > "$2/{NAME}"'
+
+
+def place(run, cache):
+    """The folder that the run's file goes to."""
+    return cache / f"{sha256(run / 'weights.safetensors')[:16]}-ort-fp32-cpu"
+
+
+def test_an_export_that_another_server_made_meanwhile_is_used(
+    monkeypatch, tmp_path, run, unchecked
+):
+    final = place(run, tmp_path / "cache")
+    faster = f'mkdir "{final}"; echo other > "{final}/{NAME}"'
+    stand_in(monkeypatch, tmp_path / "slow", f"{WRITE}; {faster}")
+    found = exported_file(wanted(run), tmp_path / "cache", ignore)
+    assert found.file == final / NAME
+    assert found.file.read_text() == "other\n"
+    assert list((tmp_path / "cache").iterdir()) == [final]
+
+
+def test_a_damaged_export_is_never_found_half_removed(monkeypatch, tmp_path, run, unchecked):
+    final = place(run, tmp_path / "cache")
+    final.mkdir(parents=True)
+    (final / NAME).write_text("damaged\n")
+    stand_in(monkeypatch, tmp_path / "slow", WRITE)
+    removed, remove = [], shutil.rmtree
+
+    def seen(path, **how):
+        if Path(path).parent == final.parent:
+            removed.append((path, path.exists()))
+        remove(path, **how)
+
+    monkeypatch.setattr("demo.exported.shutil.rmtree", seen)
+    found = exported_file(wanted(run), tmp_path / "cache", ignore)
+    assert found.file.read_text() == "own\n"
+    assert [there for _, there in removed] == [True, False]
+    assert final not in [path for path, _ in removed]
+    assert list((tmp_path / "cache").iterdir()) == [final]
 
 
 @pytest.fixture(scope="module")
