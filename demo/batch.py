@@ -12,10 +12,10 @@ import unicodedata
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 from zipfile import ZIP_STORED, ZipFile
 
-from demo.downloads import DISK, save_as
+from demo.downloads import DISK, converts, save_as
 from demo.jobs import BatchFile, BatchResult, CompareRequest, Progress
 from demo.meter import rough_time
 from demo.saying import in_words, reworded
@@ -27,9 +27,11 @@ from srkd.images import picture_format, picture_size
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
-    from demo.downloads import Wanted
-    from demo.jobs import Choice, Event, Result
+    from demo.downloads import Saved, Wanted
+    from demo.jobs import Choice, Result
     from demo.service import Service
+
+E = TypeVar("E")
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -65,11 +67,11 @@ def batch(
     _check_total(jobs, scale)
     with service.workspace.job(_room(jobs, scale)) as folder, in_words({folder: DISK}):
         archive = folder / f"srkd_x{scale}_{choice.model}_{choice.engine}-{choice.precision}.zip"
-        done = yield from _written(service, jobs, choice, tile, wanted, archive)
+        done = yield from _zipped(service, jobs, choice, tile, wanted, archive)
     yield BatchResult(archive, tuple(done))
 
 
-def _written(
+def _zipped(
     service: Service,
     jobs: Sequence[Job],
     choice: Choice,
@@ -88,14 +90,14 @@ def _written(
             head = f"file {number}/{len(jobs)} · {shown_name(job.name)}"
             try:
                 result = yield from _enlarge(service, job, choice, tile, head, meter)
-                file, notes = _saved(result, job, wanted, archive.parent)
+                saved = yield from _write(service, result, job, wanted, archive.parent, head, meter)
             except SrkdError as error:
                 done.append(BatchFile(shown_name(job.name), error=_told(error, job)))
             else:
-                entry = _unique(file.name, [f.entry for f in done if f.entry])
-                zipped.write(file, entry)
-                file.unlink()
-                done.append(_record(result, entry, notes))
+                entry = _unique(saved.file.name, [f.entry for f in done if f.entry])
+                zipped.write(saved.file, entry)
+                saved.file.unlink()
+                done.append(_record(result, entry, saved))
             meter.finish(job)
         if all(f.error for f in done):
             raise _nothing(done)
@@ -181,6 +183,23 @@ class _Meter:
         self.finished += job.pixels
 
 
+def _metered(
+    events: Iterator[Progress | E], job: Job, head: str, meter: _Meter, begin: float = 0.0
+) -> Generator[Progress, None, E | None]:
+    """Yields how far the batch is, returns the last event of another kind. `begin` of the file is done before."""
+    last: E | None = None
+    # Closed at once when this generator is: the garbage collector would free the device later.
+    with closing(cast("Generator[Progress | E, None, None]", events)) as told:
+        for event in told:
+            if isinstance(event, Progress):
+                # Its own estimate is of this file alone.
+                text = event.text.split(" · ~")[0]
+                yield meter.progress(job, max(begin, event.done), f"{head} · {text}")
+            else:
+                last = event
+    return last
+
+
 def _enlarge(
     service: Service,
     job: Job,
@@ -188,34 +207,45 @@ def _enlarge(
     tile: int | Literal["auto"],
     head: str,
     meter: _Meter,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, Result]:
     """Yields how far the batch is, returns the finished `Result`."""
-    result: Result | None = None
-    # Closed at once when this generator is: the garbage collector would free the device later.
-    upscaling = service.upscale(job.path, job.name, choice, tile)
-    with closing(cast("Generator[Event, None, None]", upscaling)) as events:
-        for event in events:
-            if isinstance(event, Progress):
-                # Its own estimate is of this file alone.
-                text = event.text.split(" · ~")[0]
-                yield meter.progress(job, event.done, f"{head} · {text}")
-            else:
-                result = event
+    result = yield from _metered(
+        service.upscale(job.path, job.name, choice, tile), job, head, meter
+    )
     if result is None or not result.complete:
         raise SrkdError(f"{shown_name(job.name)} was stopped before it was finished; try it again.")
     return result
 
 
-def _saved(result: Result, job: Job, wanted: Wanted, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The enlarged picture in the wanted format, and its notes; the server's own copy is removed."""
+def _write(
+    service: Service,
+    result: Result,
+    job: Job,
+    wanted: Wanted,
+    folder: Path,
+    head: str,
+    meter: _Meter,
+) -> Generator[Progress, None, Saved]:
+    """Yields how far the batch is, returns the enlarged picture in the wanted format; the server's own copy is removed."""
     (pane,) = (pane for pane in result.panes if pane.role == "model")
-    saved = save_as(pane, job.name, result.scale, picture_format(job.path), wanted, folder)
+    original = picture_format(job.path)
+
+    def save() -> Saved:
+        return save_as(pane, job.name, result.scale, original, wanted, folder)
+
+    saved: Saved | None
+    if converts(original, wanted):
+        events = service.lane.one(f"writing {original}", lambda turn: save())
+        saved = yield from _metered(events, job, head, meter, begin=1.0)
+        assert saved is not None, "a job of one value ends with it"
+    else:
+        saved = save()
     with suppress(OSError):
         pane.file.unlink()
-    return saved.file, (*result.notes, *pane.notes, *saved.notes)
+    return saved
 
 
-def _record(result: Result, entry: str, notes: tuple[str, ...]) -> BatchFile:
+def _record(result: Result, entry: str, saved: Saved) -> BatchFile:
     (pane,) = (pane for pane in result.panes if pane.role == "model")
     return BatchFile(
         name=shown_name(result.name),
@@ -223,7 +253,7 @@ def _record(result: Result, entry: str, notes: tuple[str, ...]) -> BatchFile:
         lr_size=result.lr_size,
         sr_size=pane.size,
         seconds=pane.numbers.total_s,
-        notes=notes,
+        notes=(*result.notes, *pane.notes, *saved.notes),
     )
 
 

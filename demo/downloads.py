@@ -78,6 +78,11 @@ def download_name(name: str, scale: int, pane: Pane, suffix: str) -> str:
 # --- files --------------------------------------------------------------------------------------
 
 
+def converts(original: str, wanted: Wanted) -> bool:
+    """Whether `save_as` encodes pictures anew, which takes seconds for a large one; else it copies files."""
+    return wanted == "original" and original != "png"
+
+
 def save_as(
     pane: Pane, name: str, scale: int, original: str, wanted: Wanted, folder: Path
 ) -> Saved:

@@ -20,7 +20,7 @@ import gradio as gr
 from demo import markup
 from demo.asked import Asked, Format, batch_of, choices_of, compare_request, format_of
 from demo.batch import batch
-from demo.downloads import safe_stem, save_as
+from demo.downloads import converts, safe_stem, save_as
 from demo.jobs import BatchResult, Progress, Result
 from demo.saying import reworded
 from demo.scores import table as numbers_table
@@ -62,27 +62,45 @@ class Handlers:
         self.service = service
         self.folder = folder
         self.stops = Stops()
+        self.converting = Stops()
 
     def job(self, handler: Callable[..., Iterator[Outputs]], outputs: int) -> Callable[..., Any]:
         """`handler`, guarded, as a job that `stopping` ends."""
 
         # Gradio gives the request to the parameter with this annotation.
         def run(request: gr.Request, *values: Any) -> Iterator[Outputs]:
-            with (
-                self.stops.job(page_of(request)) as asked,
-                until_closed(guarded(handler, outputs, self.folder)(*values)) as told,
-            ):
-                for one in told:
-                    if asked.is_set():
-                        return
-                    yield one
+            yield from self._stoppable(
+                self.stops, request, guarded(handler, outputs, self.folder)(*values)
+            )
+
+        return run
+
+    def files_job(self) -> Callable[..., Any]:
+        """`files`, guarded, which `stopping` ends and, as its files would come too late, the page's next one."""
+
+        def run(request: gr.Request, *values: Any) -> Iterator[Outputs]:
+            self.converting.stop(page_of(request), 0.0)
+            yield from self._stoppable(
+                self.converting, request, guarded(self.files, 2, self.folder)(*values)
+            )
 
         return run
 
     def stopping(self, request: gr.Request) -> Iterator[str]:
         """-> status, until the jobs of this page have ended."""
         yield markup.status("Stopping; the tile in work is finished first.")
+        # What is being converted is no result that one could wait for.
+        self.converting.stop(page_of(request), 0.0)
         self.stops.stop(page_of(request), PATIENCE_S)
+
+    def _stoppable(
+        self, stops: Stops, request: gr.Request, handler: Iterator[Outputs]
+    ) -> Iterator[Outputs]:
+        with stops.job(page_of(request)) as asked, until_closed(handler) as told:
+            for one in told:
+                if asked.is_set():
+                    return
+                yield one
 
     def compare(self, *values: Any) -> Iterator[Outputs]:
         """Values of `Asked` -> status, viewer, table, what is kept for this user, files, their format."""
@@ -106,20 +124,38 @@ class Handlers:
 
     def files(self, kept: Kept | None, wanted: Any) -> Iterator[Outputs]:
         """-> status, files: every picture in the wanted format, the table as JSON and CSV."""
-        wanted = format_of(wanted)
-        yield gr.skip(), None if kept is None else self.downloads(kept, wanted)
+        form = format_of(wanted)
+        if kept is None or not converts(kept.original, form):
+            yield gr.skip(), None if kept is None else self.downloads(kept, form)
+            return
+        with until_closed(
+            self.service.lane.one(
+                "writing the files", lambda turn: self.downloads(kept, form, turn.check)
+            )
+        ) as events:
+            for event in events:
+                if isinstance(event, Progress):
+                    yield markup.progress(event), gr.skip()
+                else:
+                    yield markup.status("Done."), event
 
-    def stopped(self, kept: Kept | None, wanted: Any) -> Iterator[Outputs]:
-        """After `stopping` -> status, table, files of what was finished."""
+    def stopped(self, kept: Kept | None) -> Iterator[Outputs]:
+        """After `stopping` -> status, table, files of what was finished, their format."""
         if kept is None:
-            yield markup.status("Stopped."), gr.skip(), None
+            yield markup.status("Stopped."), gr.skip(), None, gr.skip()
             return
         table = markup.table(numbers_table(kept.result))
-        files = self.downloads(kept, format_of(wanted))
-        yield markup.status("Stopped; the pictures that were finished are shown."), table, files
+        files = self.downloads(kept, "png")
+        told = markup.status("Stopped; the pictures that were finished are shown.")
+        yield told, table, files, "png"
 
-    def downloads(self, kept: Kept, wanted: Format) -> dict[str, Any]:
-        """Files of a finished comparison in a new folder, and what was lost on the way into their format."""
+    def downloads(
+        self, kept: Kept, wanted: Format, check: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        """Files of a finished comparison in a new folder, and what was lost on the way into their format.
+
+        `check` is called between two files and may raise to stop.
+        """
         check_kept(kept)
         result = kept.result
         name = f"{safe_stem(result.name)}_x{result.scale}_table"
@@ -127,6 +163,7 @@ class Handlers:
         with self.service.workspace.job(sum(p.file.stat().st_size for p in result.panes)) as into:
             files: list[Path] = []
             for pane in result.panes:
+                check()
                 saved = save_as(pane, result.name, result.scale, kept.original, wanted, into)
                 files.append(saved.file)
                 notes += [f"{saved.file.name}: {note}" for note in saved.notes]

@@ -3,6 +3,9 @@
 Jobs run in the order in which they were started. Closing the generator tells the job to stop at its next
 event or check, and waits for it unless an event loop closes it. A generator that nobody reads any more holds
 nobody up: the job ends by itself.
+
+All that computes for more than a moment runs here, networks or not. "Measure the speed" sees what other processes take of
+the machine, but not what other threads of this one do.
 """
 
 from __future__ import annotations
@@ -88,6 +91,15 @@ class Lane:
             # Gradio closes in its event loop, where waiting would hold up every other request.
             if not _in_event_loop():
                 thread.join()
+
+    def one(self, text: str, work: Callable[[Turn[T]], T]) -> Iterator[T | Progress]:
+        """`run` for `work` that gives one value; people are told `text` meanwhile."""
+
+        def job(turn: Turn[T]) -> None:
+            turn.tell(Progress(0.0, text))
+            turn.tell(work(turn))
+
+        return self.run(job)
 
     def close(self) -> None:
         """Stop every job, wait for the one that runs, and take no more."""

@@ -83,14 +83,12 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
     )
     # Gradio's cancelling takes what still waits out of the queue.
     c.stop.click(handlers.stopping, None, [s.status], cancels=[*jobs, timed], **QUICK).then(
-        guarded(handlers.stopped, 3, handlers.folder),
-        [kept, s.wanted],
-        [s.status, s.table, s.files],
+        guarded(handlers.stopped, 4, handlers.folder),
+        [kept],
+        [s.status, s.table, s.files, s.wanted],
         **QUICK,
     )
-    s.wanted.change(
-        guarded(handlers.files, 2, handlers.folder), [kept, s.wanted], [s.status, s.files], **QUICK
-    )
+    s.wanted.change(handlers.files_job(), [kept, s.wanted], [s.status, s.files], **QUICK)
 
 
 def _comparing(handlers: Handlers, c: Choosing, s: Showing, kept: gr.State) -> list[Any]:

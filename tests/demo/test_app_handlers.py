@@ -13,7 +13,8 @@ from typing import Any
 import gradio as gr
 import pytest
 from live_server import record
-from tiny_service import picture, write_runs
+from PIL import Image
+from tiny_service import held, picture, pixels, write_runs
 
 from demo import markup
 from demo.asked import choices_of, tile_of
@@ -105,11 +106,12 @@ def test_what_a_stopped_comparison_had_finished_can_be_downloaded(
     assert "not finished" not in table
     run.close()
     assert not kept.result.complete
-    ((_, table, files),) = handlers.stopped(kept, "png")
+    ((_, table, files, wanted),) = handlers.stopped(kept)
+    assert wanted == "png"
     assert "not finished" in table
     names = [file["orig_name"] for file in files["files"]]
     assert [name.rsplit("_", 1)[1] for name in names] == ["nearest.png", "table.json", "table.csv"]
-    ((said, _, nothing),) = handlers.stopped(None, "png")
+    ((said, _, nothing, _),) = handlers.stopped(None)
     assert "Stopped" in said
     assert nothing is None
 
@@ -148,6 +150,41 @@ def test_pictures_that_were_removed_are_not_offered(
         list(handlers.files(kept, "png"))
     with pytest.raises(SrkdError, match="no longer keeps"):
         next(handlers.speed(kept, NETWORKS[1:], "torch", "fp32"))
+
+
+@pytest.fixture(scope="module")
+def of_a_jpeg(handlers: Handlers, folder: Path) -> Kept:
+    """A comparison of a picture that was uploaded as JPEG."""
+    Image.fromarray(pixels(12, 16)).save(folder / "photo.jpg")
+    sent = record(str(folder / "photo.jpg"), "photo.jpg")
+    *_, kept = (o[3] for o in handlers.compare(*values(sent)) if isinstance(o[3], Kept))
+    return kept
+
+
+def test_files_are_converted_as_a_job_of_the_device(handlers: Handlers, of_a_jpeg: Kept) -> None:
+    with held(handlers.service.lane):
+        ((_, copied),) = handlers.files(of_a_jpeg, "png")  # which computes nothing
+        converting = handlers.files(of_a_jpeg, "original")
+        assert "waiting for the device" in next(converting)[0]
+    *_, (status, converted) = converting
+    assert "Done" in status
+    for files, suffix in ((copied, ".png"), (converted, ".jpg")):
+        assert [f["orig_name"].endswith(suffix) for f in files["files"]] == [True] * 4 + [False] * 2
+
+
+def test_only_the_format_chosen_last_is_delivered(handlers: Handlers, of_a_jpeg: Kept) -> None:
+    mine, write = SimpleNamespace(session_hash="mine"), handlers.files_job()
+    with held(handlers.service.lane):
+        early = write(mine, of_a_jpeg, "original")
+        next(early)
+        ((_, late),) = write(mine, of_a_jpeg, "png")
+    assert late is not None
+    assert list(early) == []
+    with held(handlers.service.lane):
+        again = write(mine, of_a_jpeg, "original")
+        next(again)
+        list(handlers.stopping(mine))
+    assert list(again) == []
 
 
 def test_downloads_have_the_times_that_were_measured(

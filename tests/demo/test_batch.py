@@ -13,10 +13,12 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_service import held
 
 import demo.batch
 from demo.batch import MANIFEST, batch
 from demo.jobs import BatchResult, Choice, CompareRequest, Numbers, Pane, Progress, Result
+from demo.lane import Lane
 from demo.limits import Limits
 from demo.service import Service
 from demo.workspace import Workspace
@@ -38,6 +40,7 @@ class StandIn:
     folder: Path
     workspace: Workspace
     limits: Limits = field(default_factory=Limits)
+    lane: Lane = field(default_factory=Lane)
     closed: int = 0
 
     def models(self) -> list[Any]:
@@ -209,6 +212,23 @@ def test_original_formats(service: StandIn, tmp_path: Path) -> None:
     _, done = finish(batch(service, files, CHOICE, "auto", "original"))
     assert [Path(f.entry or "").suffix for f in done.files] == [".jpg", ".bmp"]
     assert "JPEG of quality 95 is lossy" in done.files[0].notes[-1]
+
+
+def test_a_batch_converts_as_a_job_of_the_device(service: StandIn, tmp_path: Path) -> None:
+    """What ran beside the jobs would lengthen the times that one of them measures."""
+    Image.fromarray(noise(6, 8)).save(tmp_path / "x.jpg")
+    events = batch(service, [(tmp_path / "x.jpg", "x.jpg")], CHOICE, "auto", "original")
+    while "tile 1.0" not in next(events).text:
+        pass
+    with held(service.lane):
+        assert next(events).text.startswith(
+            "file 1/1 · x.jpg · waiting for the device · 1 job before this one"
+        )
+    told, done = finish(events)
+    assert [event.text.rpartition(" · ~")[0] for event in told] == [
+        "file 1/1 · x.jpg · writing jpg"
+    ]
+    assert done.files[0].error is None
 
 
 def test_limits(service: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +16,11 @@ from srkd.models import save_model
 from srkd.networks import build, build_family
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from demo.jobs import Event
+    from demo.lane import Lane, Turn
 
 TEACHER = {"channels": 20, "blocks": 4}
 CHOICES = (Choice("tiny_scratch"), Choice("tiny_distilled"))
@@ -55,6 +58,25 @@ def picture(path: Path, h: int = 24, w: int = 36, seed: int = 0) -> Path:
 
 def request(path: Path, *choices: Choice, **settings: Any) -> CompareRequest:
     return CompareRequest(path, settings.pop("name", "photo.png"), choices or CHOICES, **settings)
+
+
+@contextmanager
+def held(lane: Lane) -> Iterator[None]:
+    """A job runs in `lane` for as long as the block lasts."""
+    go, begun = threading.Event(), threading.Event()
+
+    def hold(turn: Turn[str]) -> None:
+        begun.set()
+        go.wait(10)
+
+    reader = threading.Thread(target=lambda: list(lane.run(hold)))
+    reader.start()
+    assert begun.wait(10)
+    try:
+        yield
+    finally:
+        go.set()
+        reader.join(10)
 
 
 def last(events: Iterable[Event]) -> Result:
