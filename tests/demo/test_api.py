@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tiny_service import picture, pixels
 from srkd.images import read_picture
 from srkd.infer import upscale_file
 
+UPSCALE = 1  # the number of the event: endpoints come first on the page, in the order of `demo.api`
 DOCS = Path(__file__).parents[2] / "docs" / "demo_api.md"
 
 
@@ -114,12 +117,44 @@ def test_values_may_come_by_name_and_missing_ones_are_named(server: Live, tmp_pa
         (server.http.post("/gradio_api/call/v2/upscale", json={"file": file}), "needs model"),
         (server.post("upscale", [file, "tiny_scratch"]), "takes a list of 5 values (file, model, "),
         (
-            server.http.post("/gradio_api/queue/join", json={"fn_index": 1, "data": []}),
+            server.http.post("/gradio_api/queue/join", json={"fn_index": UPSCALE, "data": []}),
             "This event",
         ),
     ):
         assert reply.status_code == 422
         assert said in reply.text
+
+
+def test_stopping_ends_an_export_and_frees_the_device(
+    server: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("SRKD_CACHE", str(tmp_path / "cache"))
+    # What exports is another program here, which tells its process and takes a minute.
+    slow = tmp_path / "slow"
+    slow.write_text(
+        f'#!/bin/sh\necho $$ > "{tmp_path}/process"; echo "[1/4] load" >&2; exec sleep 60\n'
+    )
+    slow.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(slow))
+    file = server.upload(picture(tmp_path / "a.png").read_bytes())
+    sent = {
+        "fn_index": UPSCALE,
+        "session_hash": "stopping",
+        "data": [file, "tiny_scratch", "ort", "fp32", None],
+    }
+    event = server.http.post("/gradio_api/queue/join", json=sent).json()["event_id"]
+    with server.http.stream("GET", "/gradio_api/queue/data?session_hash=stopping") as told:
+        next(line for line in told.iter_lines() if "[1/4] load" in line)
+        process = int((tmp_path / "process").read_text())
+        begin = time.monotonic()
+        stop = {"session_hash": "stopping", "fn_index": UPSCALE, "event_id": event}
+        assert server.http.post("/gradio_api/cancel", json=stop).json() == {"success": True}
+        answer(server.upscale(file))  # in torch, which had to wait for the device
+        assert time.monotonic() - begin < 20
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    assert list((tmp_path / "cache" / "demo" / "exports").iterdir()) == []
 
 
 def test_models_tells_what_there_is(server: Live) -> None:
