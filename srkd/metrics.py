@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PEAK = 255.0
+BAND = 2**22  # samples of an image that are held in float64
 WINDOW_PX = 11
 SIGMA_PX = 1.5
 C1 = (0.01 * PEAK) ** 2
@@ -97,13 +98,20 @@ def psnr(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol = PAPER_Y) -> Te
     `sr`, `hr` (N, 3, H, W), float in [0, 1] or uint8. The scale sets the border that is cropped.
     """
     with _one_thread():
-        return _psnr(*_planes(sr, hr, scale, protocol, smallest_px=1))
+        x, y = _inner(sr, hr, scale, protocol, smallest_px=1)
+        # In float64 a picture takes eight times the memory of its file, so only a band of it is held at a time.
+        rows = max(1, BAND // x[..., 0, :].numel())
+        bands = zip(x.split(rows, dim=-2), y.split(rows, dim=-2), strict=True)
+        error = [_squares(*(_plane(band, protocol) for band in pair)) for pair in bands]
+        samples = x[0].numel() // (3 if protocol.luma else 1)
+        return _decibels(torch.stack(error).sum(0) / samples)
 
 
 def ssim(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol = PAPER_Y) -> Tensor:
     """SSIM of each image, (N,) float64, 1 where both are identical. Arguments as for `psnr`."""
     with _one_thread():
-        return _ssim(*_planes(sr, hr, scale, protocol, smallest_px=WINDOW_PX))
+        pair = _inner(sr, hr, scale, protocol, smallest_px=WINDOW_PX)
+        return _ssim(*(_plane(image, protocol) for image in pair))
 
 
 def psnr_ssim(
@@ -111,8 +119,9 @@ def psnr_ssim(
 ) -> tuple[Tensor, Tensor]:
     """Both at the cost of one conversion. Arguments as for `psnr`."""
     with _one_thread():
-        x, y = _planes(sr, hr, scale, protocol, smallest_px=WINDOW_PX)
-        return _psnr(x, y), _ssim(x, y)
+        pair = _inner(sr, hr, scale, protocol, smallest_px=WINDOW_PX)
+        x, y = (_plane(image, protocol) for image in pair)
+        return _decibels(_squares(x, y) / x[0].numel()), _ssim(x, y)
 
 
 @contextmanager
@@ -154,10 +163,10 @@ def luma(rgb: Tensor) -> Tensor:
     return y.add_(LUMA_OFFSET)
 
 
-def _planes(
+def _inner(
     sr: Tensor, hr: Tensor, scale: int, protocol: Protocol, smallest_px: int
 ) -> tuple[Tensor, Tensor]:
-    """Both images as float64 planes (N, C, H', W') in 0..255, border cropped."""
+    """Both images (N, 3, H', W') without their border, as they are."""
     if sr.shape != hr.shape or sr.ndim != 4 or sr.shape[1] != 3:
         raise SrkdError(
             f"cannot compare images of shapes {tuple(sr.shape)} and {tuple(hr.shape)}: both must be "
@@ -172,9 +181,13 @@ def _planes(
             f"of {border} px cropped it needs at least {least}x{least}. Leave it out of the set."
         )
     inner = (..., slice(border, height - border), slice(border, width - border))
-    planes = [levels(image[inner].to(_float64_device(image.device))) for image in (sr, hr)]
-    x, y = [luma(plane) if protocol.luma else plane.double() for plane in planes]
-    return x, y
+    return sr[inner], hr[inner]
+
+
+def _plane(image: Tensor, protocol: Protocol) -> Tensor:
+    """What is compared, float64 in 0..255: (N, 3, h, w) -> (N, 1 or 3, h, w)."""
+    rounded = levels(image.to(_float64_device(image.device)))
+    return luma(rounded) if protocol.luma else rounded.double()
 
 
 def _float64_device(device: torch.device) -> torch.device:
@@ -182,9 +195,13 @@ def _float64_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def _psnr(x: Tensor, y: Tensor) -> Tensor:
-    error = (x - y).square_().mean((1, 2, 3))
-    return 10 * torch.log10(PEAK**2 / error)
+def _squares(x: Tensor, y: Tensor) -> Tensor:
+    """Sum of the squared errors of each image; exact for R, G, B, whose levels are whole numbers."""
+    return (x - y).square_().sum((1, 2, 3))
+
+
+def _decibels(mean_square: Tensor) -> Tensor:
+    return 10 * torch.log10(PEAK**2 / mean_square)
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:

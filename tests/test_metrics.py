@@ -14,6 +14,7 @@ from srkd.metrics import (
     PAPER_Y,
     RGB,
     Protocol,
+    _plane,
     find_protocol,
     levels,
     luma,
@@ -215,6 +216,28 @@ def test_floats_and_bytes_and_both_functions_agree(protocol: Protocol) -> None:
     again = psnr_ssim(levels(sr), hr.float() / 255, 4, protocol)
     assert torch.equal(again[0], in_db)
     assert torch.equal(again[1], similarity)
+
+
+@pytest.mark.parametrize("protocol", [PAPER_Y, RGB])
+def test_psnr_of_a_large_image_is_taken_in_bands(
+    monkeypatch: pytest.MonkeyPatch, protocol: Protocol
+) -> None:
+    sr, hr = (levels(image) for image in noisy_pair(300, 200))
+    whole = psnr(sr, hr, 4, protocol)
+    monkeypatch.setattr("srkd.metrics.BAND", 2**14)
+    made: list[int] = []
+
+    def plane(image: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+        made.append(image.numel())
+        return _plane(image, protocol)
+
+    monkeypatch.setattr("srkd.metrics._plane", plane)
+    banded = psnr(sr, hr, 4, protocol)
+    assert max(made) <= 2**14
+    if protocol.luma:
+        assert banded.tolist() == pytest.approx(whole.tolist(), rel=1e-14)
+    else:
+        assert torch.equal(banded, whole)  # sums of whole numbers
 
 
 def test_every_byte_survives_the_float_and_back() -> None:
