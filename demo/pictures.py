@@ -14,6 +14,7 @@ from demo.scores import shown_name
 from srkd.data.degradation import crop_to_multiple, downscale_uint8, upscale_uint8
 from srkd.errors import SrkdError
 from srkd.images import Picture, bicubic_rows, read_picture, to_8_bits, write_png
+from srkd.transparency import fill_hidden
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +104,8 @@ def baseline(kind: str, lr: Picture, scale: int) -> tuple[np.ndarray, list[str]]
     if kind == NEAREST:
         return channels(lr).repeat(scale, 0).repeat(scale, 1), []
     assert kind == BICUBIC
-    colour = lr.rgb[..., :1] if lr.grey else lr.rgb
+    rgb = lr.rgb if lr.alpha is None else fill_hidden(lr.rgb, lr.alpha)  # as for networks
+    colour = rgb[..., :1] if lr.grey else rgb
     h, notes = lr.size[0], list[str]()
     if lr.bits == 8:
         enlarged = upscale_uint8(colour, scale)

@@ -1,14 +1,15 @@
 """Image in, image out: pictures of any size and kind through a network, tile by tile.
 
-`upscale` is the Python call, `upscale_file` streams from file to file. Grey stays grey, alpha is enlarged on its own by bicubic interpolation, the colour profile
-is carried over; what cannot be kept is said in the notes.
+`upscale` is the Python call, `upscale_file` streams from file to file. Grey stays grey, alpha is enlarged on its own by
+bicubic interpolation, beside colours that are visible throughout (`srkd.transparency`), the colour profile is carried over;
+what cannot be kept is said in the notes.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +41,7 @@ from srkd.loaded import LoadedModel
 from srkd.models import load_model
 from srkd.png import PngWriter
 from srkd.tiling import Tile, auto_tile, bands, largest_kept, memory_budget, overlap_px
+from srkd.transparency import fill_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -234,6 +236,7 @@ def _picture_bands(
 ) -> Iterator[np.ndarray]:
     """Bands (n, W, channels) of the enlarged picture: grey or RGB, then alpha if there is one."""
     convert = to_uint8 if picture.bits == 8 else to_uint16
+    picture = _visible(picture, work)
 
     def read(top: int, bottom: int) -> Tensor:
         return to_tensor(picture.rgb[top:bottom]).to(device)
@@ -250,6 +253,13 @@ def _picture_bands(
             alpha = bicubic_rows(picture.alpha, top, bottom, model.scale)
             yield np.concatenate([band, alpha[..., None]], axis=2)
         top = bottom
+
+
+def _visible(picture: Picture, work: _Work) -> Picture:
+    if picture.alpha is None or (rgb := fill_hidden(picture.rgb, picture.alpha)) is picture.rgb:
+        return picture
+    work.notes.append("colours below transparent pixels were replaced by the nearest visible ones")
+    return replace(picture, rgb=rgb)
 
 
 def _upscale_float(

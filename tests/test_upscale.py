@@ -104,7 +104,7 @@ def test_every_kind_of_array_keeps_its_channels(nearest: LoadedModel) -> None:
     for dtype in (np.uint8, np.uint16):
         grey = noise(H, W, dtype=dtype)
         assert np.array_equal(upscale(grey, nearest), repeat(grey))
-        rgba = noise(H, W, 4, dtype=dtype)
+        rgba = noise(H, W, 4, dtype=dtype).clip(1)
         got = upscale(rgba, nearest, tile=8)
         assert np.array_equal(got[..., :3], repeat(rgba[..., :3]))
         assert np.array_equal(got[..., 3], bicubic_rows(rgba[..., 3], 0, H, SCALE))
@@ -218,7 +218,7 @@ def run_file(
 def test_depth_grey_and_alpha_are_kept(
     tmp_path: Path, nearest: LoadedModel, channels: int, dtype: type
 ) -> None:
-    pixels = noise(H, W, channels, dtype=dtype)
+    pixels = noise(H, W, channels, dtype=dtype).clip(1)  # an alpha that hides nothing
     write_png(tmp_path / "x.png", pixels)
     report = run_file(tmp_path, nearest, "x.png", "y.png", tile=8)
     got = read_picture(tmp_path / "y.png")
@@ -230,6 +230,40 @@ def test_depth_grey_and_alpha_are_kept(
     if channels in (2, 4):
         assert got.alpha is not None
         assert np.array_equal(got.alpha, bicubic_rows(pixels[..., -1], 0, H, SCALE))
+
+
+class Bicubic(nn.Module):
+    """Looks two pixels around, as networks look far around."""
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return nn.functional.interpolate(lr, scale_factor=SCALE, mode="bicubic")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("tile", [None, 8])
+def test_hidden_colours_do_not_show(
+    tmp_path: Path, nearest: LoadedModel, dtype: type, tile: int | None
+) -> None:
+    """A red square on green that nobody sees."""
+    full = np.iinfo(dtype).max
+    pixels = np.zeros((H, W, 4), dtype)
+    pixels[...] = 0, full, 0, 0
+    pixels[6:13, 9:20] = full // 2, 0, 0, full
+    write_png(tmp_path / "x.png", pixels)
+    facts = replace(nearest.facts, receptive_field_px=2)
+    model = replace(nearest, network=Bicubic(), facts=facts)
+    report = run_file(tmp_path, model, "x.png", "y.png", tile=tile)
+    assert report.notes == (
+        "colours below transparent pixels were replaced by the nearest visible ones",
+    )
+    got = read_picture(tmp_path / "y.png")
+    assert got.alpha is not None
+    assert np.array_equal(got.alpha, bicubic_rows(pixels[..., 3], 0, H, SCALE))
+    assert (got.rgb[got.alpha > 0] == (full // 2, 0, 0)).all()
+    # Flattened where transparency cannot be kept, it is red on white, and nothing else.
+    run_file(tmp_path, model, "x.png", "y.bmp", tile=tile)
+    on_white = read_picture(tmp_path / "y.bmp").rgb.astype(int)
+    assert (on_white[..., 1] == on_white[..., 2]).all()
 
 
 def test_profile_and_orientation(tmp_path: Path, nearest: LoadedModel) -> None:
@@ -247,7 +281,7 @@ def test_profile_and_orientation(tmp_path: Path, nearest: LoadedModel) -> None:
 
 
 def test_what_the_format_cannot_hold_is_said(tmp_path: Path, nearest: LoadedModel) -> None:
-    write_png(tmp_path / "x.png", noise(H, W, 4, dtype=np.uint16))
+    write_png(tmp_path / "x.png", noise(H, W, 4, dtype=np.uint16).clip(257))
     report = run_file(tmp_path, nearest, "x.png", "y.bmp")
     assert [note.split(",")[0] for note in report.notes] == [
         "16 bits rounded to 8",

@@ -338,3 +338,15 @@ def test_names_of_users_are_shown_without_folders_and_control_characters(service
     with pytest.raises(SrkdError) as refused:
         service.check(request(path, name="../../etc/\x1b[31mpass\nwd.png"))
     assert str(refused.value).startswith("[31mpasswd.png is empty")
+
+
+def test_hidden_colours_do_not_show_in_bicubic_either(service, tmp_path):
+    drawn = np.zeros((12, 12, 4), np.uint8)
+    drawn[...] = 0, 255, 0, 0
+    drawn[3:9, 4:8] = 200, 0, 0, 255
+    write_png(tmp_path / "a.png", drawn)
+    result = last(service.compare(request(tmp_path / "a.png", CHOICES[0])))
+    bicubic = read_picture(result.panes[1].file)
+    assert bicubic.alpha is not None
+    assert (bicubic.rgb[bicubic.alpha > 0] == (200, 0, 0)).all()
+    assert any("below transparent pixels" in note for note in result.panes[-1].notes)
