@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from demo.workspace import make_upload_room
 
@@ -43,6 +43,9 @@ READS = (
     "/gradio_api/call/",
     "/gradio_api/file=",
 )
+# Gradio's panel "Use via API" asks how long each endpoint takes, which is measured for nobody. (It asks for MCP tools too,
+# and learns from a 404 that there are none.)
+TIMES, NO_TIMES = "/monitoring/summary", {"functions": {}}
 UPLOAD = "/gradio_api/upload"
 JOIN = "/gradio_api/queue/join"
 CALL = "/gradio_api/call/"
@@ -119,6 +122,8 @@ class Guard:
             receive = _replay(body, receive)
         if refusal is not None:
             await _refuse(*refusal, scope, receive, send)
+        elif scope["path"] == TIMES:
+            await JSONResponse(NO_TIMES)(scope, receive, _with_headers(send))
         elif scope["method"] == "POST" and scope["path"] == UPLOAD:
             await self._upload(scope, receive, _with_headers(send))
         else:
@@ -151,6 +156,8 @@ class Guard:
 
     def _wrong_route(self, method: str, path: str) -> tuple[int, str] | None:
         allowed = {"GET": READS, "HEAD": READS, "POST": WRITES}.get(method, ())
+        if path == TIMES and method == "GET":
+            return None
         if (path != "/" or method == "POST") and not path.startswith(allowed):
             return 404, "There is no such page here."
         if path.startswith("/gradio_api/file=") and "://" in path:

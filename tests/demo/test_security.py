@@ -102,6 +102,8 @@ def test_the_page_asks_no_other_host(server: Live) -> None:
     "path",
     [
         "/monitoring",
+        "/monitoring/summary/",
+        "/monitoring/a-key",
         "/gradio_api/deep_link?session_hash=x",
         "/gradio_api/proxy=https://example.hf.space/",
         "/gradio_api/mcp/sse",
@@ -113,6 +115,15 @@ def test_the_page_asks_no_other_host(server: Live) -> None:
 )
 def test_routes_that_the_page_does_not_use_are_closed(server: Live, path: str) -> None:
     assert get(server, path).status_code == 404
+
+
+def test_the_panel_about_the_endpoints_gets_what_it_asks_for(server: Live) -> None:
+    assert get(server, "/gradio_api/info").json()["named_endpoints"]
+    assert get(server, "/monitoring/summary").json() == {"functions": {}}
+    assert server.http.post("/monitoring/summary").status_code == 404
+    assert get(server, "/monitoring/summary", Origin="http://evil.example").status_code == 403
+    # Anything else would make it offer MCP.
+    assert get(server, "/gradio_api/mcp/schema").status_code == 404
 
 
 @pytest.mark.parametrize("route", ["run", "api"])
