@@ -1,6 +1,7 @@
 """How fast every engine of this machine's processor runs three networks, side by side in one run.
 
     python benchmarks/engines.py --json benchmarks/results/engines.json --markdown engines.md
+    python benchmarks/engines.py --staged         also graphs whose upsampling is as trained, as rows of their own
     python benchmarks/engines.py --quick          a rehearsal: small pictures, few runs, a busy machine is accepted
 
 EDSR-baseline, RCAN-A and SwinIR lightweight at x4 on photographs of 256x256, with fresh weights: time does not
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from deploy.graph import Graph
     from deploy.subjects import Subject
     from srkd.loaded import LoadedModel
 
@@ -37,6 +39,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--engines",
         default=ENGINES,
         help="comma-separated (default: %(default)s; torch-compile takes minutes more)",
+    )
+    p.add_argument(
+        "--staged", action="store_true", help="also graphs with the upsampling as trained"
     )
     p.add_argument("--size", default="256x256", metavar="HxW")
     p.add_argument("--threads", type=int, help="default: all cores")
@@ -81,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.networks.split(","):
             result["networks"][name] = measure_network(
-                name, args.engines, size, threads, limits, idle, Path(folder)
+                name, args.engines, size, threads, limits, idle, Path(folder), args.staged
             )
     result["environment"]["after"] = snapshot()
     text = markdown(result)
@@ -101,6 +106,7 @@ def measure_network(
     limits: Any,
     others: Any,
     folder: Path,
+    staged: bool,
 ) -> dict[str, Any]:
     """All engines on one network, torch eager fp32 first."""
     import torch
@@ -114,12 +120,18 @@ def measure_network(
     torch.manual_seed(0)
     save_model(folder / name, build(name, SCALE), {})
     model = load_model(folder / name)
-    graph = export_graph(model, folder / f"{name}.onnx").path
+    graph = export_graph(model, folder / f"{name}.onnx")
+    graphs = [graph]
+    if staged and graph.collapsed:
+        graphs.append(export_graph(model, folder / f"{name}_staged.onnx", staged=True))
     lr = to_floats(pictures(size, SCALE, 1))
     subjects, missing = [], {}
-    for engine, precision in candidates(engines):
+    wanted = [
+        (e, p, g) for e, p in candidates(engines) for g in graphs[: 1 if of_network(e) else 2]
+    ]
+    for engine, precision, used in wanted:
         try:
-            subjects.append(open_here(model, graph, engine, precision, threads, lr, subjects))
+            subjects.append(open_here(model, used, engine, precision, threads, lr, subjects))
         except SrkdError as error:
             missing[f"{engine} {precision}"] = str(error)
     print(f"{name}: {', '.join(s.name for s in subjects)}", file=sys.stderr)
@@ -147,9 +159,16 @@ def candidates(engines: str) -> Iterator[tuple[str, str]]:
         yield from ((engine, p) for p in here if (engine, p) != ("torch", "fp32"))
 
 
+def of_network(engine: str) -> bool:
+    """Whether it runs the network itself, not a graph."""
+    from deploy.engines import engine_kind
+
+    return engine_kind(engine).source == "network"
+
+
 def open_here(
     model: LoadedModel,
-    graph: Path,
+    graph: Graph,
     engine: str,
     precision: str,
     threads: int,
@@ -167,14 +186,15 @@ def open_here(
     if kind.source == "network":
         return open_model(model, engine, precision, lr, lambda: before[0].opened.first, threads)
     settings = engine_settings(engine, precision, threads=threads)
-    opened = start(lambda: open_engine(engine, graph, model.scale, settings), lr)
+    opened = start(lambda: open_engine(engine, graph.path, model.scale, settings), lr)
+    told = ", collapsed" if graph.collapsed else ""
     return Subject(
-        name=f"{model.name} {engine} {precision}",
+        name=f"{model.name} {engine} {precision}{told}",
         model=model.name,
         engine=engine,
         precision=precision,
         facts=model.facts,
-        folder=graph.parent,
+        folder=graph.path.parent,
         settings=settings,
         threads=threads,
         device="cpu",

@@ -15,7 +15,7 @@ import json
 import logging
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from deploy.collapse import collapse_tail, export_facts
 from deploy.machine import srkd_version
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import replacing, sha256
@@ -48,12 +49,13 @@ KEPT_NOTE = "pkg.torch.onnx.name_scopes"
 
 @dataclass(frozen=True)
 class Graph:
-    """An exported file and what it declares."""
+    """An exported file and what it declares; `collapsed`: its upsampling is that of deploy/collapse.py."""
 
     path: Path
     sha256: str
     opset: int
     nodes: int
+    collapsed: bool
     input_dims: list[str | int]
     output_dims: list[str | int]
 
@@ -64,14 +66,24 @@ def weights_file(model: LoadedModel) -> Path:
     return source / "weights.safetensors" if source.is_dir() else source
 
 
-def export_graph(model: LoadedModel, path: Path, size: tuple[int, int] | None = None) -> Graph:
+def export_graph(
+    model: LoadedModel,
+    path: Path,
+    size: tuple[int, int] | None = None,
+    *,
+    staged: bool = False,
+) -> Graph:
     """Write `model` as ONNX to `path`, checked by the ONNX checker.
 
     Input `lr` (batch, 3, height, width) float32 RGB in [0, 1]; output `sr` (batch, 3, scale*height,
-    scale*width), not clamped. With `size` (h, w) all dims are numbers, batch 1. The network's mode and device are left alone. Raises `SrkdError` for a
+    scale*width), not clamped. With `size` (h, w) all dims are numbers, batch 1. A linear upsampling is collapsed
+    (deploy/collapse.py) unless `staged`. The network's mode and device are left alone. Raises `SrkdError` for a
     network that cannot be exported and `CheckFailedError` for a graph that breaks the contract.
     """
     network = copy.deepcopy(model.network).float().cpu().eval()
+    model = replace(model, facts=export_facts(model, staged=staged))
+    whole = None if staged else collapse_tail(network)
+    network = network if whole is None else whole
     proto = _trace(network, model, size)
     _strip_notes(proto)
     _describe(proto, model)
@@ -83,6 +95,7 @@ def export_graph(model: LoadedModel, path: Path, size: tuple[int, int] | None = 
         sha256=sha256(path),
         opset=_opset(proto),
         nodes=len(proto.graph.node),
+        collapsed=whole is not None,
         input_dims=_dims(proto.graph.input[0]),
         output_dims=_dims(proto.graph.output[0]),
     )

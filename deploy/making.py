@@ -112,17 +112,18 @@ def make(
         deployed = replace(model, network=found.network)
         done("range", found.reason)
     built = kind.source == "built"
-    graph32 = temporary / f"{model.name}_fp32.onnx" if halved or built else file
+    graph32 = temporary / "fp32.onnx" if halved or built else file
     only = request.sizes.only
-    graph = deploy.graph.export_graph(deployed, graph32, only)
+    graph = deploy.graph.export_graph(deployed, graph32, only, staged=request.staged)
     shapes = "dynamic batch, height, width" if only is None else f"one picture of {request.sizes}"
-    told = f"opset {graph.opset}, {graph.nodes} nodes, checked, {shapes}"
+    tail = ", upsampling in one step" if graph.collapsed else ""
+    told = f"opset {graph.opset}, {graph.nodes} nodes, checked, {shapes}{tail}"
     done("onnx", told)
     half: onnx.ModelProto | None = None
     if halved:
         show("which blocks float16 breaks")
         half, plan = _halve(graph32, model, inputs, plan)
-        path = temporary / f"{model.name}_fp16.onnx" if built else file
+        path = temporary / "fp16.onnx" if built else file
         graph = _written(half, path, graph)
         done("fp16", _told(plan))
     build = None

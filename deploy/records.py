@@ -22,7 +22,8 @@ BUILTIN = "builtin"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for; `data` are the photographs of the check, `device` None is the engine's usual one."""
+    """What was asked for; `data` are the photographs of the check, `device` None is the engine's usual one, `staged`
+    leaves the upsampling as it was trained."""
 
     engine: str
     precision: str
@@ -31,6 +32,7 @@ class Request:
     data: str | Path
     threads: int
     device: str | None
+    staged: bool = False
 
 
 def describe(
@@ -59,6 +61,7 @@ def describe(
             "family": getattr(network, "family", type(network).__name__),
             "arguments": getattr(network, "arguments", None),
             "parameters": sum(p.numel() for p in network.parameters()),
+            "upsampling": "collapsed" if graph.collapsed else "as trained",
             "source": portable(model.source, request.folder),
         },
         facts=asdict(model.facts),
@@ -93,6 +96,7 @@ def rebuild_words(model: LoadedModel, request: Request) -> str:
     words += ["--precision", r.precision, "--size", str(r.sizes), "--out", "."]
     words += ["--data", data_name(r)] if data_name(r) != BUILTIN else []
     words += ["--static"] if r.sizes.static else []
+    words += ["--staged"] if r.staged else []
     words += ["--threads", str(r.threads)] if r.threads else []
     words += ["--device", r.device] if r.device else []
     return shlex.join([*words, "--overwrite"])

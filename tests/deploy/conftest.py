@@ -95,7 +95,13 @@ def run(run_folders: dict[str, Path], tmp_path: Path) -> Path:
 def fast_export(exported: _Exports, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter takes seconds and is tested elsewhere: hand out the graph it made."""
 
-    def copy_graph(model: LoadedModel, path: Path, size: tuple[int, int] | None = None) -> Graph:
+    def copy_graph(
+        model: LoadedModel,
+        path: Path,
+        size: tuple[int, int] | None = None,
+        *,
+        staged: bool = False,
+    ) -> Graph:
         made = exported("edsr_tiny", size)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(made.graph.path, path)

@@ -88,7 +88,9 @@ def subject(engine: Engine, name: str = "net torch fp32", **changes: Any) -> Sub
     return replace(made, **changes)
 
 
-def enlarging_graph(model: LoadedModel, path: Path, size: tuple[int, int] | None) -> Graph:
+def enlarging_graph(
+    model: LoadedModel, path: Path, size: tuple[int, int] | None, *, staged: bool
+) -> Graph:
     """A graph of one node that repeats pixels, in place of the exporter's, which takes seconds."""
     images = [
         onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, 3, None, None])
@@ -100,7 +102,7 @@ def enlarging_graph(model: LoadedModel, path: Path, size: tuple[int, int] | None
     opset = onnx.helper.make_opsetid("", 18)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
-    return Graph(path, sha256(path), 18, 1, ["N", 3, "h", "w"], ["N", 3, "2*h", "2*w"])
+    return Graph(path, sha256(path), 18, 1, False, ["N", 3, "h", "w"], ["N", 3, "2*h", "2*w"])
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,9 @@ class TestOutcomes:
     ) -> None:
         sound = deploy.graph.export_graph
 
-        def faulty(model: LoadedModel, path: Path, size: tuple[int, int] | None) -> Graph:
+        def faulty(
+            model: LoadedModel, path: Path, size: tuple[int, int] | None, *, staged: bool
+        ) -> Graph:
             graph = sound(model, path, size)
             proto = onnx.load(path)
             for node in proto.graph.node:
@@ -169,7 +171,7 @@ class TestOutcomes:
         assert main(first) == 0
         before = {p.name: p.read_bytes() for p in (run / "deploy").iterdir()}
 
-        def interrupt(*_: Any) -> None:
+        def interrupt(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(deploy.graph, "export_graph", interrupt)

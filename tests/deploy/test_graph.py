@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from deploy.collapse import collapse_tail
 from deploy.graph import OPSET, check_graph, export_graph, weights_file
 from srkd.errors import CheckFailedError, SrkdError
 from srkd.files import sha256
@@ -48,9 +49,8 @@ def test_contract(name: str, exported: _Exports) -> None:
 def test_weights_keep_their_names_and_values(name: str, exported: _Exports) -> None:
     made = exported(name)
     found = {i.name: i for i in onnx.load(made.graph.path).graph.initializer}
-    convolutions = {
-        key: value for key, value in made.model.network.state_dict().items() if value.ndim == 4
-    }
+    network = collapse_tail(made.model.network) or made.model.network
+    convolutions = {key: value for key, value in network.state_dict().items() if value.ndim == 4}
     assert convolutions
     for key, value in convolutions.items():
         assert np.array_equal(numpy_helper.to_array(found[key]), value.numpy()), key

@@ -62,7 +62,8 @@ def test_networks_in_half(
     sums = [n for n in half.graph.node if n.op_type in ("Conv", "MatMul", "LayerNormalization")]
     assert {types[i] for n in sums for i in n.input} == {HALF}
     casts = [sum(n.op_type == "Cast" for n in g.graph.node) for g in (graph, half)]
-    assert casts[1] == casts[0] + 2
+    last_sums = 9 if name == "rcan_a" else 1  # of a collapsed tail: inside, edges and corners
+    assert casts[1] == casts[0] + 1 + last_sums
 
     scale, facts = made.model.scale, made.model.facts
     session = onnxruntime.InferenceSession(half.SerializeToString())
