@@ -131,10 +131,16 @@
     return same[key] ?? key;
   }
 
+  /** Whether a key belongs to the browser. AltGr, which looks like Ctrl+Alt, and Option of a Mac type [ and ]. */
+  function shortcut(event) {
+    const typed = event.getModifierState("AltGraph") || (!event.ctrlKey && "[]".includes(event.key));
+    return event.metaKey || (!typed && (event.ctrlKey || event.altKey));
+  }
+
   function keys(viewer, signal) {
     const { root } = viewer;
     root.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select")) return;
+      if (shortcut(event) || event.target.closest("select")) return;
       const name = nameOf(event);
       if (name === "Space" && event.target.closest("button")) return; // presses the button itself
       if (name === "Space") {

@@ -85,6 +85,27 @@ def test_keys_need_the_focus(show: Open) -> None:
 
 
 @pytest.mark.slow
+def test_brackets_typed_with_altgr_are_keys_and_shortcuts_are_not(show: Open) -> None:
+    """Windows and Linux say AltGraph beside Ctrl and Alt, a Mac says Alt alone (Option)."""
+    page = show()
+    press(page, "d")
+    for gain, held in (
+        (8, {"ctrlKey": True, "altKey": True, "modifierAltGraph": True}),
+        (8, {"altKey": True}),
+        (4, {"ctrlKey": True, "altKey": True}),
+        (4, {"ctrlKey": True}),
+        (4, {"metaKey": True, "modifierAltGraph": True}),
+    ):
+        page.evaluate("viewer.restore({ difference: { gain: 4 } })")
+        page.evaluate(
+            """(held) => document.querySelector(".srkd-stage").dispatchEvent(
+                new KeyboardEvent("keydown", { key: "]", bubbles: true, cancelable: true, ...held }))""",
+            held,
+        )
+        assert state(page)["difference"]["gain"] == gain, held
+
+
+@pytest.mark.slow
 def test_the_keyboard_alone_reaches_everything_and_leaves_again(show: Open) -> None:
     page = show()
     page.locator("input").focus()
