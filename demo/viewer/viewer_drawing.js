@@ -8,6 +8,7 @@
   const GAP_PX = 8;
   const CAPTION_PX = 64; // guess for the choice of columns; the real height is measured
   const LOWEST_PX = 140;
+  const STRIP_PX = 96; // room to zoom into a picture that is far wider than high
   const CROP_PX = { least: 92, most: 240 };
 
   /** One line for screen readers: what is to be seen, how large. */
@@ -155,7 +156,8 @@
       this.stage.style.setProperty("--srkd-width", `${paneWidth}px`);
       const captions = [...this.panes.values()].map(({ caption }) => caption.offsetHeight);
       const room = Math.max(LOWEST_PX, (height - GAP_PX * (rows - 1)) / rows - Math.max(0, ...captions));
-      const most = whole(Math.min(room, (paneWidth * this.size.H) / this.size.W), Math.ceil);
+      const own = Math.max(STRIP_PX, (paneWidth * this.size.H) / this.size.W);
+      const most = whole(Math.min(room, own), Math.ceil);
       const inDevice = (w, h) => ({ vw: Math.round(w * this.dpr), vh: Math.round(h * this.dpr) });
       // A small picture enlarged by a whole number leaves a margin: at the sides, not above and below as well.
       const tall = (this.size.H * G.fitZoom(this.size, inDevice(paneWidth, most))) / this.dpr;

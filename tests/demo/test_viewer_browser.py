@@ -280,6 +280,36 @@ def test_difference_of_other_sizes_is_refused(show: Open, folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_difference_of_a_picture_wider_than_any_canvas(show: Open, folder: Path) -> None:
+    """80000 px, beyond the 65535 of a canvas and the 16 bits of a coordinate: 20000x2 px at x4."""
+    h, w = 8, 80_000
+    data = data_of(folder, KEYS[:2])
+    data |= {"lr": [h // 4, w // 4]}
+    for image, level in zip(data["images"], (40, 90), strict=True):
+        image |= {"h": h, "w": w}
+        pixels = np.full((h, w, 3), level, np.uint8)
+        pixels[5, 79_990] = 255 if level == 90 else 0
+        Image.fromarray(pixels).save(folder / f"{image['key']}.png")
+    page = show(data)
+    press(page, "d")
+    assert remark(page, "nearest") == "max |difference| 255 of 255 at x 79990, y 5"
+    press(page, "z", *["+"] * 5, "l")
+    page.evaluate("viewer.restore({ pan: [79990, 4], difference: { gain: 1 } })")
+    page.wait_for_function("[...viewer.differences.maps.values()].every((map) => map.gain === 1)")
+    ready(page)
+    shot = pixels_of(view(page, "nearest")).reshape(-1, 3)
+    brightest = page.evaluate("SrkdViewer.heatScale.at(-1)")
+    assert (shot == brightest).all(axis=1).sum() == 8**2, (
+        "the one pixel that differs most, at 800 %"
+    )
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('canvas')].map((c) => [c.width, c.height])"
+    )
+    assert max(max(size) for size in sizes) <= 1280
+    assert page.get_by_role("alert").inner_text() == ""
+
+
+@pytest.mark.slow
 def test_a_difference_that_fails_is_said(show: Open) -> None:
     page = show()
     page.evaluate("""() => {
