@@ -17,7 +17,7 @@ from deploy.engines import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from srkd.loaded import LoadedModel
 
@@ -51,7 +51,7 @@ class ModelEntry:
     """A network on the shelf.
 
     key         what a `Choice` names
-    label       for people: "RCAN-A, distilled by fitnet from rcan_c"
+    label       for people: "RCAN-C, teacher", "RCAN-A, distilled by fitnet from RCAN-C"
     about       one line more: size, training
     scores      set -> {"psnr_y": dB, "ssim_y": 0..1} as model.json has them, protocol paper-y; empty if not measured
     engine, precision   the only ones that an exported file runs on; None: any
@@ -112,13 +112,14 @@ def entries(shelf: Iterable[Known]) -> list[ModelEntry]:
     """The entries of all networks, in their order: keys and labels are unique."""
     all_known = list(shelf)
     taught_by = {t.get("weights_sha256") for k in all_known for t in k.teachers}
+    titles = {k.weights: _title(k) for k in all_known}
     largest = {k.scale: 0 for k in all_known}
     for k in all_known:
         largest[k.scale] = max(largest[k.scale], k.parameters)
     found: list[ModelEntry] = []
     for k in all_known:
         key = unique(slug(k.name), {TRUTH, NEAREST, BICUBIC, *(e.key for e in found)})
-        label = _label(k)
+        label = _label(k, k.weights in taught_by, titles)
         if label in {e.label for e in found}:
             label = f"{label} ({key})"
         kind = kind_of(k, k.weights in taught_by, k.parameters == largest[k.scale])
@@ -169,15 +170,19 @@ def _title(k: Known) -> str:
     return "-".join([TITLES[family], *(p.upper() if len(p) == 1 else p for p in rest if p)])
 
 
-def _label(k: Known) -> str:
+def _label(k: Known, teaches: bool, titles: Mapping[str, str]) -> str:
+    """By the training facts; `teaches` another network here, `titles` are theirs by the hash of their weights."""
     method = k.training.get("method")
     if "engine" in k.info:
         return f"{k.name}, exported for {ENGINE_TITLES.get(k.info['engine'], k.info['engine'])}"
-    if method is None:
-        return _title(k)
-    if method == "scratch":
-        return f"{_title(k)}, trained from scratch"
-    names = [str(t.get("name", "")).removesuffix(f"_x{k.scale}") for t in k.teachers]
+    if method in (None, "scratch"):
+        alone = f"{_title(k)}, trained from scratch" if method else _title(k)
+        return f"{_title(k)}, teacher" if teaches else alone
+    names = [
+        titles.get(t.get("weights_sha256", ""))
+        or str(t.get("name", "")).removesuffix(f"_x{k.scale}")
+        for t in k.teachers
+    ]
     return f"{_title(k)}, distilled by {method}" + (f" from {' + '.join(names)}" if names else "")
 
 

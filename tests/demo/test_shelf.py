@@ -33,7 +33,11 @@ def shelf(runs):
 def test_shipped_networks_come_first_and_all_have_what_the_page_shows(shelf):
     assert [entry.key for entry in shelf.models[: len(SHIPPED)]] == SHIPPED
     rcan_c = next(entry for entry in shelf.models if entry.key == "rcan_c_x4")
-    assert rcan_c.label == "RCAN-C, trained from scratch"
+    assert rcan_c.label == "RCAN-C, teacher"
+    told = {entry.kind: entry.label for entry in shelf.models[: len(SHIPPED)]}
+    assert told["scratch"] == "RCAN-A, trained from scratch"
+    assert told["distilled"].startswith("RCAN-A, distilled by ")
+    assert told["distilled"].endswith(" from RCAN-C")
     assert (rcan_c.scale, rcan_c.parameters, rcan_c.kind) == (4, 420_515, "teacher")
     assert rcan_c.about == "420,515 parameters, x4, trained for 24,000 steps on BSDS400"
     assert rcan_c.scores["Set5"]["psnr_y"] == pytest.approx(31.605, abs=1e-3)
@@ -42,7 +46,7 @@ def test_shipped_networks_come_first_and_all_have_what_the_page_shows(shelf):
 def test_labels_and_kinds_come_from_the_training(shelf):
     told = {e.key: (e.label, e.kind) for e in shelf.models[len(SHIPPED) :]}
     assert told == {
-        "tiny_teacher": ("tiny_teacher, trained from scratch", "teacher"),
+        "tiny_teacher": ("tiny_teacher, teacher", "teacher"),
         "tiny_scratch": ("EDSR-tiny, trained from scratch", "scratch"),
         "tiny_distilled": ("EDSR-tiny, distilled by fitnet from tiny_teacher", "distilled"),
     }
