@@ -213,7 +213,7 @@ def _columns(result: Result) -> list[Column]:
         Column("timed", lambda p: _timed(p.numbers)),
         Column("parameters", number("parameters", lambda n: f"{n:,}")),
         Column("multiply-adds (G)", number("macs_g", three_digits)),
-        Column("peak memory (MiB)", number("peak_mib", three_digits)),
+        Column("peak memory, server process (MiB)", number("peak_mib", three_digits)),
         Column("engine", lambda p: _engine(p.numbers)),
         Column("parity", number("parity", str)),
     ]
