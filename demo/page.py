@@ -14,6 +14,7 @@ from demo.settings import from_query, model_label, precisions_of, usable
 from demo.widgets import (
     FORMATS,
     PLAIN,
+    batch_limits_text,
     choosing,
     downloads,
     engine_choosers,
@@ -170,14 +171,7 @@ def _precision_follows(service: Service, engine: gr.Dropdown, precision: gr.Drop
 def _batch_tab(handlers: Handlers) -> None:
     service = handlers.service
     first = from_query({}, service.models(), service.engines())
-    most = service.limits.max_files
-    gr.HTML(
-        markup.hint(
-            f"Up to {most} pictures through one network, as one zip with a list of what was done. "
-            + service.limits.sentence(first.scale)
-        ),
-        **PLAIN,
-    )
+    gr.HTML(batch_limits_text(service, first.scale), **PLAIN)
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             files = gr.File(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from demo import markup
+from demo.batch import MOST_SR_PX
 from demo.settings import model_label, of_scale, precisions_of, scales, usable
 from demo.uploads import FILE_META
 from demo.viewer_data import assets
@@ -275,3 +276,11 @@ def unavailable_text(engines: list[EngineEntry]) -> str:
 
 def limits_text(service: Service, scale: int) -> str:
     return markup.hint(service.limits.sentence(scale))
+
+
+def batch_limits_text(service: Service, scale: int) -> str:
+    return markup.hint(
+        f"Up to {service.limits.max_files} pictures through one network, as one zip with a list of what was done. "
+        f"Each: {service.limits.sentence(scale)} "
+        f"All enlargements of a batch together: at most {MOST_SR_PX / 1e6:.0f} megapixels."
+    )

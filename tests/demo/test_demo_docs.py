@@ -6,6 +6,7 @@ import re
 from html import unescape
 from pathlib import Path
 
+from demo.batch import MOST_SR_PX
 from demo.limits import Limits
 from demo.viewer_data import assets
 
@@ -29,7 +30,8 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"an LR picture {limits.max_lr_px // 1_000_000} megapixels" in TEXT
     assert f"its enlargement {limits.max_sr_px // 1_000_000};" in TEXT
     assert f"a comparison {limits.max_choices} networks" in TEXT
-    assert f"Up to {limits.max_files} pictures" in TEXT
+    most = f"at most {MOST_SR_PX // 1_000_000} megapixels when enlarged"
+    assert f"Up to {limits.max_files} pictures through one network, {most}" in TEXT
 
 
 def test_pictures_and_pages_that_are_linked_exist_and_are_small() -> None:
