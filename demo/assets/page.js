@@ -15,14 +15,14 @@
 
   // The view as a link: layout, and the region where it is not the whole picture.
   const viewQuery = ({ mode, fit, zoom, pan }) => [
-    ["view", mode ?? ""],
+    ["layout", mode ?? ""],
     ["zoom", fit ? "" : zoom.toFixed(3)],
     ["at", fit ? "" : pan.map(Math.round).join(",")],
   ];
 
   const viewAsked = () => {
     const query = new URLSearchParams(window.location.search);
-    const asked = { mode: query.get("view") };
+    const asked = { mode: query.get("layout") };
     if (query.has("zoom") && query.has("at")) {
       asked.fit = false;
       asked.zoom = Number(query.get("zoom"));
