@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ if TYPE_CHECKING:
     from demo.jobs import Progress
     from demo.scores import Table
 
-LONG_CELL = 24  # characters
+LONG_CELL = 11  # characters, of which the cells of numbers have no more
+PART = " · "
+PASSING = re.compile(r"(tile|round) \d|~")
 
 
 def status(text: str, done: float | None = None) -> str:
@@ -21,7 +24,14 @@ def status(text: str, done: float | None = None) -> str:
         if done is None
         else f'<progress max="1" value="{done:.3f}" aria-label="progress"></progress>'
     )
-    return f'<p class="srkd-page-status" role="status">{bar}<span>{escape(text)}</span></p>'
+    return (
+        f'<p class="srkd-page-status">{bar}<span>{escape(text)}</span></p>{_announced(stage(text))}'
+    )
+
+
+def stage(text: str) -> str:
+    """A text of `Progress` without the parts that change all the time: tile, round, time left."""
+    return PART.join(part for part in text.split(PART) if not PASSING.match(part))
 
 
 def progress(event: Progress) -> str:
@@ -29,7 +39,12 @@ def progress(event: Progress) -> str:
 
 
 def refusal(sentence: str) -> str:
-    return f'<p class="srkd-page-status srkd-page-refusal" role="status"><span>{escape(sentence)}</span></p>'
+    shown = f'<p class="srkd-page-status srkd-page-refusal"><span>{escape(sentence)}</span></p>'
+    return shown + _announced(f"Not done. {sentence}")
+
+
+def _announced(text: str) -> str:
+    return f'<p class="srkd-page-announced" role="status">{escape(text)}</p>'
 
 
 def table(content: Table) -> str:
