@@ -68,7 +68,7 @@ def _row(content: Table, number: int) -> str:
 
 
 def _cell(text: str, best: bool) -> str:
-    """Short cells stay on one line, and the best of a column is bold beside its star."""
+    """Short cells stay on one line, so that the usual columns fit; the best of a column is bold beside its star."""
     classes = {"srkd-page-best": best, "srkd-page-long": len(text) > LONG_CELL}
     own = " ".join(name for name, holds in classes.items() if holds)
     return f'<td class="{own}">{escape(text)}</td>'
