@@ -87,3 +87,17 @@ def unavailable(engines: Sequence[tuple[str, str]]) -> str:
 
 def hint(text: str) -> str:
     return f'<p class="srkd-page-hint">{escape(text)}</p>'
+def origins(examples: Sequence[tuple[str, str, str, str]]) -> str:
+    """Title, what to look for, source and licence of each example, folded away."""
+    if not examples:
+        return ""
+    items = "".join(
+        f"<dt>{title}</dt><dd>{about}</dd><dd>{source}. Licence: {licence}.</dd>"
+        for title, about, source, licence in (map(escape, example) for example in examples)
+    )
+    return (
+        '<details class="srkd-page-origins"><summary>About the examples: sources and licences</summary>'
+        f"<dl>{items}</dl></details>"
+    )
+
+

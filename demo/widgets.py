@@ -38,6 +38,9 @@ class Example:
 
 
 @dataclass(frozen=True)
+    about: str
+    licence: str
+    source: str
 class Choosing:
     """The widgets that say what is compared."""
 
@@ -101,6 +104,8 @@ def choosing(service: Service, first: Settings) -> Choosing:
     with gr.Accordion("Ground truth (optional)", open=False, elem_id="srkd-truth-box"):
         truth = _upload("Ground truth, scale times as large", "srkd-truth", 160)
         shrink = gr.Checkbox(
+    origins = [(e.title, e.about, e.source, e.licence) for e in examples]
+    gr.HTML(markup.origins(origins), elem_id="srkd-origins", **PLAIN)
             label="The picture above is the ground truth: shrink it first",
             info="Its bicubic reduction is enlarged and compared with it.",
             elem_id="srkd-shrink",
@@ -258,6 +263,9 @@ def read_examples() -> list[Example]:
         )
         for entry in json.loads((EXAMPLES / "index.json").read_text(encoding="utf-8"))
     ]
+            entry["about"],
+            entry["licence"],
+            entry["source"],
 
 
 def model_choices(service: Service, scale: int) -> list[tuple[str, str]]:
