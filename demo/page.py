@@ -46,6 +46,7 @@ JOB: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {**PRIVATE, "preprocess": False, "show_progress": "hidden"}
 TO_RESULT = "(...values) => SrkdPage.toResult(values)"
+ENDED = "() => SrkdPage.ended('{}')"
 
 
 def build(service: Service, folder: Path) -> gr.Blocks:
@@ -82,6 +83,7 @@ def _compare_tab(page: gr.Blocks, handlers: Handlers) -> None:
         show_progress_on=[s.status],
         **JOB,
     )
+    _frees("compare", timed)
     # Gradio's cancelling takes what still waits out of the queue.
     c.stop.click(handlers.stopping, None, [s.status], cancels=[*jobs, timed], **QUICK).then(
         guarded(handlers.stopped, 4, handlers.folder),
@@ -105,7 +107,17 @@ def _comparing(handlers: Handlers, c: Choosing, s: Showing, kept: gr.State) -> l
         **QUICK,
     )
     c.picture.upload(own_picture, [from_example], [c.truth, c.shrink, from_example], **QUICK)
-    return [c.go.click(compare, js=TO_RESULT, **how), picked.success(compare, js=TO_RESULT, **how)]
+    picked.failure(None, None, None, js=ENDED.format("compare"), **PRIVATE)
+    jobs = [c.go.click(compare, js=TO_RESULT, **how), picked.success(compare, js=TO_RESULT, **how)]
+    _frees("compare", *jobs)
+    return jobs
+
+
+def _frees(kind: str, *jobs: Any) -> None:
+    """The buttons that start jobs of this kind work again when one is over, however it ended."""
+    for job in jobs:
+        for over in (job.then, job.failure):  # `then` alone is not called after a failure
+            over(None, None, None, js=ENDED.format(kind), **PRIVATE)
 
 
 def own_picture(from_example: Any) -> list[Any]:
@@ -202,6 +214,7 @@ def _batch_tab(handlers: Handlers) -> None:
         show_progress_on=[status],
         **JOB,
     )
+    _frees("batch", job)
     stop.click(handlers.stopping, None, [status], cancels=[job], **QUICK).then(
         lambda: markup.status("Stopped; nothing was kept."), None, [status], **QUICK
     )

@@ -29,18 +29,21 @@ PLAIN: dict[str, Any] = {"apply_default_css": False, "elem_classes": "srkd-page-
 
 @dataclass(frozen=True)
 class Example:
-    """A picture of demo/examples; `scale` is that of its LR, `truth` may be missing."""
+    """A picture of demo/examples; `scale` is that of its LR, `truth` may be missing.
+
+    `about` is what to look at, `source` who made it or where it was cropped from.
+    """
 
     picture: Path
     truth: Path | None
     scale: int
     title: str
-
-
-@dataclass(frozen=True)
     about: str
     licence: str
     source: str
+
+
+@dataclass(frozen=True)
 class Choosing:
     """The widgets that say what is compared."""
 
@@ -101,11 +104,11 @@ def choosing(service: Service, first: Settings) -> Choosing:
     picture = _upload("Picture to enlarge", "srkd-picture", 190)
     examples = read_examples()
     gallery = _gallery(examples)
+    origins = [(e.title, e.about, e.source, e.licence) for e in examples]
+    gr.HTML(markup.origins(origins), elem_id="srkd-origins", **PLAIN)
     with gr.Accordion("Ground truth (optional)", open=False, elem_id="srkd-truth-box"):
         truth = _upload("Ground truth, scale times as large", "srkd-truth", 160)
         shrink = gr.Checkbox(
-    origins = [(e.title, e.about, e.source, e.licence) for e in examples]
-    gr.HTML(markup.origins(origins), elem_id="srkd-origins", **PLAIN)
             label="The picture above is the ground truth: shrink it first",
             info="Its bicubic reduction is enlarged and compared with it.",
             elem_id="srkd-shrink",
@@ -260,12 +263,12 @@ def read_examples() -> list[Example]:
             EXAMPLES / entry["truth"] if entry["truth"] else None,
             entry["scale"],
             entry["title"],
-        )
-        for entry in json.loads((EXAMPLES / "index.json").read_text(encoding="utf-8"))
-    ]
             entry["about"],
             entry["licence"],
             entry["source"],
+        )
+        for entry in json.loads((EXAMPLES / "index.json").read_text(encoding="utf-8"))
+    ]
 
 
 def model_choices(service: Service, scale: int) -> list[tuple[str, str]]:

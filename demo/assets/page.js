@@ -13,7 +13,7 @@
     window.history.replaceState(null, "", url.href.replaceAll("%2C", ","));
   };
 
-  // The view as a link: layout, and the region where it is not the whole picture.
+  // The view as a link: layout, and the region where it is not the whole picture. `view` is Gradio's own.
   const viewQuery = ({ mode, fit, zoom, pan }) => [
     ["layout", mode ?? ""],
     ["zoom", fit ? "" : zoom.toFixed(3)],
@@ -61,6 +61,37 @@
     child.textContent = text;
     return parent.appendChild(child);
   };
+
+  // One job at a time of each kind: from the press until Gradio says that it is over, what starts it does nothing.
+  // Not `disabled`, which would throw the keyboard's user out of place.
+  const STARTERS = {
+    compare: "#srkd-go, #srkd-speed, #srkd-examples button",
+    batch: "#srkd-batch-go",
+  };
+  const running = new Set();
+
+  const mark = (job) => {
+    document.querySelectorAll(STARTERS[job]).forEach((button) => { button.ariaDisabled = `${running.has(job)}`; });
+  };
+
+  const ended = (job) => {
+    running.delete(job);
+    mark(job);
+    return [];
+  };
+
+  // While capturing: before Gradio's own listeners, which put every press in the queue.
+  document.addEventListener("click", (event) => {
+    const job = Object.keys(STARTERS).find((name) => event.target.closest(STARTERS[name]));
+    if (!job) return;
+    if (running.has(job)) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      return;
+    }
+    running.add(job);
+    mark(job);
+  }, true);
 
   const examples = (element, props, trigger, event) => {
     const box = element.querySelector(".srkd-page-examples");
@@ -113,5 +144,5 @@
     return values;
   };
 
-  window.SrkdPage = { viewer, examples, downloads, link, toResult };
+  window.SrkdPage = { viewer, examples, downloads, link, toResult, ended };
 })();
