@@ -18,7 +18,11 @@ PASSING = re.compile(r"(tile|round) \d|~")
 
 
 def status(text: str, done: float | None = None) -> str:
-    """The status line; with `done` in [0, 1] a bar beside it."""
+    """The status line; with `done` in [0, 1] a bar beside it.
+
+    What a screen reader announces stands apart: Gradio changes only what differs, so it stays silent until the stage
+    changes.
+    """
     bar = (
         ""
         if done is None
@@ -85,8 +89,6 @@ def unavailable(engines: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="srkd-page-unavailable">{items}</ul>'
 
 
-def hint(text: str) -> str:
-    return f'<p class="srkd-page-hint">{escape(text)}</p>'
 def origins(examples: Sequence[tuple[str, str, str, str]]) -> str:
     """Title, what to look for, source and licence of each example, folded away."""
     if not examples:
@@ -101,3 +103,5 @@ def origins(examples: Sequence[tuple[str, str, str, str]]) -> str:
     )
 
 
+def hint(text: str) -> str:
+    return f'<p class="srkd-page-hint">{escape(text)}</p>'
