@@ -94,7 +94,7 @@ def origins(examples: Sequence[tuple[str, str, str, str]]) -> str:
     if not examples:
         return ""
     items = "".join(
-        f"<dt>{title}</dt><dd>{about}</dd><dd>{source}. Licence: {licence}.</dd>"
+        f"<dt>{title}</dt><dd>{about}</dd><dd>Source: {source}. Licence: {licence}.</dd>"
         for title, about, source, licence in (map(escape, example) for example in examples)
     )
     return (
