@@ -37,8 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="make_screenshots.py",
         description=__doc__,
-        epilog="example:\n  python scripts/distill.py\n"
-        "  python demo/make_screenshots.py --model runs/quickstart --model runs/quickstart/baseline",
+        epilog="examples:\n  python demo/make_screenshots.py\n"
+        "  python demo/make_screenshots.py --model runs/mine --out shots",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--model", action="append", default=[], metavar="MODEL", help="as of app.py")
