@@ -66,7 +66,7 @@ def test_sources_and_licences_of_the_examples_are_told() -> None:
         html = markup.origins([(example.title, example.about, example.source, example.licence)])
         assert f"Licence: {record['licence']}." in html
         assert markup.escape(record["source"]) in html
-    assert "<script>" not in markup.origins([("<script>",) * 4])
+    assert "<script>" not in markup.origins([("<script>", "<script>", "<script>", "<script>")])
 
 
 # --- in a browser -------------------------------------------------------------------------------
