@@ -150,7 +150,7 @@ def point_at(page: Page, across: float, down: float) -> None:
 
 
 def shoot(page: Page, file: Path, element: str | None = None) -> None:
-    """One element of the page, or the page as far as the viewer reaches; in 256 colours, for small files."""
+    """One element of the page, or the page as far as the viewer and the Compare button reach; in 256 colours, for small files."""
     from PIL import Image
 
     page.wait_for_timeout(SETTLED_MS)
@@ -158,10 +158,13 @@ def shoot(page: Page, file: Path, element: str | None = None) -> None:
         png = page.locator(element).screenshot()
     elif page.locator(".srkd-stage").is_visible():
         below = page.evaluate(
-            "document.querySelector('#srkd-viewer').getBoundingClientRect().bottom + scrollY + 12"
+            "scrollY + 12 + Math.max(...['#srkd-viewer', '#srkd-go'].map("
+            "(id) => document.querySelector(id).getBoundingClientRect().bottom))"
         )
         png = page.screenshot(
-            full_page=True, clip={"x": 0, "y": 0, "width": WIDE["width"], "height": below}
+            full_page=True,
+            clip={"x": 0, "y": 0, "width": WIDE["width"], "height": below},
+            style="#srkd-results { opacity: 0 }",  # its first line would be cut
         )
     else:
         png = page.screenshot()
