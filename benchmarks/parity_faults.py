@@ -4,7 +4,7 @@
     python benchmarks/parity_faults.py --sound [MODEL...]       networks of every family with fresh weights, and
                                                                 trained ones, through deploy/export.py
 
-Both without an option. A fault (`faults/seeded.py`) spoils one link of the chain that an export verifies, in a small
+Both without an option. `--scale 4`: tails of several stages, which exports collapse. A fault (`faults/seeded.py`) spoils one link of the chain that an export verifies, in a small
 network. It is caught if the verdict is FAIL and the edge blamed is the one that it belongs to. A sound network must
 PASS in every engine and precision. The exit code is 1 if any fault escapes or any sound network does not pass.
 """
@@ -49,6 +49,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("models", nargs="*", metavar="MODEL", default=["rcan_c_x4"])
     p.add_argument("--faults", action="store_true", help="the seeded faults alone")
     p.add_argument("--sound", action="store_true", help="the sound networks alone")
+    p.add_argument(
+        "--scale",
+        type=int,
+        choices=(2, 3, 4),
+        default=2,
+        help="of the sound networks with fresh weights",
+    )
     p.add_argument("--json", type=Path, metavar="FILE", help="write both tables there too")
     return p.parse_args(argv)
 
@@ -67,7 +74,9 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 "| network | engine | precision | verdict | E1 | E2 | E3 |\n|---|---|---|---|---|---|---|"
             )
-            result["sound"] = [show_sound(row) for row in check_sound(args.models, Path(folder))]
+            result["sound"] = [
+                show_sound(row) for row in check_sound(args.models, Path(folder), args.scale)
+            ]
     if args.json:
         write_json(args.json, result)
     escaped = [row["fault"] for row in result.get("faults", []) if row["caught"] is False]
@@ -146,14 +155,14 @@ def show_fault(row: dict[str, Any]) -> dict[str, Any]:
 # --- sound networks -------------------------------------------------------------------------------
 
 
-def check_sound(models: list[str], folder: Path) -> Iterator[dict[str, Any]]:
+def check_sound(models: list[str], folder: Path, scale: int) -> Iterator[dict[str, Any]]:
     """A row for every network, engine and precision."""
     from deploy.export import export
     from deploy.sizes import parse_sizes
     from srkd.models import load_model
 
     every = (load_model(spec) for spec in models)
-    fresh_ones = (fresh(family, folder / f"fresh_{family}") for family in NETWORKS)
+    fresh_ones = (fresh(family, folder / f"fresh_{family}", scale=scale) for family in NETWORKS)
     for model in (*fresh_ones, *every):
         for engine, precision in EXPORTS:
             begin = time.perf_counter()

@@ -182,7 +182,8 @@ def _engine(ready: Ready) -> Engine:
     inner = ready.timed.network
     if isinstance(inner, EngineNetwork):
         return inner.engine
-    return TorchEngine(inner, ready.model.scale, device=ready.place)
+    # As the comparison runs it (srkd/infer.py).
+    return TorchEngine(inner, ready.model.scale, device=ready.place, fast=ready.place == "cpu")
 
 
 def _device(service: Service, ready: Ready) -> str:

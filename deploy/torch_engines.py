@@ -1,6 +1,6 @@
 """The network itself in torch, on the CPU or on CUDA: engines `torch` and `torch-compile`.
 
-    fp32         the reference: NCHW, no TF32 in convolutions and matrix products
+    fp32         the reference: NCHW, layer by layer as defined, no TF32 in convolutions and matrix products
     bf16, fp16   channels_last under autocast: convolutions and matrix products are reduced, the rest and
                  what the networks guard (`srkd.networks.precision`) stay float32; fp16 on CUDA alone
 
@@ -37,9 +37,14 @@ class TorchEngine:
         precision: str = "fp32",
         device: str = "cpu",
         threads: int = 0,
+        *,
+        fast: bool = False,
     ) -> None:
-        """`threads` inside one operator on the CPU; 0 leaves torch's own number alone."""
+        """`threads` inside one operator on the CPU; 0 leaves torch's own number alone. `fast`: fp32 in
+        channels_last, as `srkd.upscale` runs on a CPU, where upsampling is collapsed: equal up to rounding."""
         import torch
+
+        from srkd.devices import place
 
         if device == "cuda" and not torch.cuda.is_available():
             raise MissingError(
@@ -51,9 +56,9 @@ class TorchEngine:
         self.device = device
         self.threads = threads
         # A copy: the caller's network may be in training mode, on a GPU, or in another precision.
-        self.network = copy.deepcopy(network).float().to(device).eval()
-        if precision != "fp32":
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = copy.deepcopy(network).float().eval()
+        self.channels_last = fast or precision != "fp32"
+        place(self.network, torch.device(device), channels_last=self.channels_last)
 
     def __call__(self, lr: np.ndarray) -> np.ndarray:
         import torch
@@ -65,7 +70,7 @@ class TorchEngine:
         """`lr` on the engine's device -> `sr` there: the network alone, without copies."""
         import torch
 
-        if self.precision != "fp32":
+        if self.channels_last:
             lr = lr.contiguous(memory_format=torch.channels_last)
         with self._policy():
             return self.network(lr)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import srkd.ranks as ranks
-from srkd.devices import pick_device
+from srkd.devices import pick_device, place
 from srkd.errors import CheckFailedError, SrkdError, nearest
 from srkd.files import replacing
 from srkd.images import (
@@ -341,9 +341,14 @@ def runner(model: LoadedModel, device: torch.device) -> Run:
     TF32 is off, because its rounding would make the picture depend on the tile size. Non-finite output is
     an error, never a black picture.
     """
-    network = model.network.to(device)
+    network = model.network
+    # Convolutions of float32 are faster in this layout on CPUs, and upsampling is (srkd/networks/subpixel.py). An exported
+    # file has no parameters here and wants its pictures as they are.
+    last = device.type == "cpu" and next(network.parameters(), None) is not None
+    place(network, device, channels_last=last)
 
     def run(lr: Tensor) -> Tensor:
+        lr = lr.contiguous(memory_format=torch.channels_last) if last else lr
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),

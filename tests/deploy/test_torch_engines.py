@@ -12,7 +12,9 @@ import torch
 
 from deploy.engines import EngineRunError, open_network_engine
 from deploy.torch_engines import CompiledTorchEngine, TorchEngine
+from srkd.devices import place
 from srkd.errors import MissingError, SrkdError
+from srkd.networks import build, subpixel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +82,24 @@ def test_settings_hold_for_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> No
     engine = TorchEngine(Spy(), 2, "bf16")
     engine(image(1, 3, 4, 4))
     assert engine.network.seen["autocast"]
+
+
+def test_the_reference_is_the_definition_whatever_the_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A network that has run elsewhere lies in channels_last, where its upsampling is collapsed."""
+    seen: list[int] = []
+    whole = subpixel.collapse
+    monkeypatch.setattr(subpixel, "collapse", lambda *a: seen.append(1) or whole(*a))
+    torch.manual_seed(0)
+    network = build("rcan_a", 4)
+    lr = image(1, 3, subpixel.LEAST_SIDE, subpixel.LEAST_SIDE)
+    plain = TorchEngine(network, 4)(lr)
+    place(network, torch.device("cpu"), channels_last=True)
+    assert np.array_equal(TorchEngine(network, 4)(lr), plain)
+    assert not seen
+    np.testing.assert_allclose(TorchEngine(network, 4, fast=True)(lr), plain, atol=1e-5)
+    assert seen
 
 
 def test_no_gpu_and_no_fp16_on_the_cpu(exported: _Exports, monkeypatch: pytest.MonkeyPatch) -> None:
