@@ -144,7 +144,9 @@ def test_a_lost_process_ends_all_with_one_message(folder: Path, tmp_path: Path) 
     finally:
         process.kill()
     assert process.returncode != 0
-    assert said.count("error: ") == said.count("another one was lost") == 1
+    # Which of both: torchrun was quicker to end the other one, or that one was waiting for what never came.
+    sentences = ("another one was lost", "a process was lost")
+    assert said.count("error: ") == sum(map(said.count, sentences)) == 1, said
     assert "--overwrite does all of them again" in said
     files = [p.name for p in out.iterdir()]
     halves = [name for name in files if ".part" in name]
