@@ -98,7 +98,7 @@ def collapse_tail(network: nn.Module) -> nn.Module | None:
         module.upsample = whole.to(next(layers[0].parameters()).device)
         if "last" in dict(module.named_children()):
             module.last = nn.Identity()
-    return changed.eval() if not network.training else changed
+    return changed.train(network.training)
 
 
 def _tails(network: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
