@@ -13,7 +13,8 @@ of a training step of RCAN-A on a CPU. So in that layout, up to the rounding of 
               outputs: a tenth of the products of EDSR-baseline's tail at x4. Only at the border, where every stage
               begins with zeros of its own, the stages are done one by one
 
-In the plain layout, and in graphs that are exported or counted, everything is done as it is defined.
+In the plain layout, and where a graph is traced or counted, everything is done as it is defined; exports collapse a
+tail by themselves (deploy/collapse.py).
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def in_turn(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
         stages = linear_stages([layer, shuffle, *rest])
         if stages is not None and pays(stages[0], x):
             return collapse(*stages, x)
-        if len(rest) == 1 and isinstance(rest[0], nn.Conv2d) and rest[0].kernel_size == (3, 3):
-            return finish(layer, shuffle, rest[0], x)
+        if len(rest) == 1 and plain_3x3(last := rest[0]):
+            assert isinstance(last, nn.Conv2d)
+            return finish(layer, shuffle, last, x)
         x = enlarge(layer, shuffle, x)
     return x
 
@@ -132,9 +134,10 @@ def folded(weight: Tensor, r: int) -> Tensor:
     """
     reach = weight.shape[-1] // 2
     far = (reach + r - 1) // r
-    square, step = torch.arange(r), torch.arange(-far, far + 1)
+    square = torch.arange(r, device=weight.device)
+    step, place = (torch.arange(-n, n + 1, device=weight.device) for n in (far, reach))
     distance = r * step[None, None, :] + square[None, :, None] - square[:, None, None]  # (I, i, q)
-    meets = (distance[..., None] == torch.arange(-reach, reach + 1)).to(weight)  # (I, i, q, d)
+    meets = (distance[..., None] == place).to(weight)  # (I, i, q, d)
     whole = torch.einsum("ocde,IiQd,JjPe->oIJcijQP", weight, meets, meets)
     return whole.flatten(0, 2).flatten(1, 3)
 
@@ -144,13 +147,23 @@ def folded(weight: Tensor, r: int) -> Tensor:
 Stage = tuple[nn.Conv2d, nn.PixelShuffle]
 
 
+def plain_3x3(layer: nn.Module) -> bool:
+    """Whether it is the convolution that weights are folded of: 3x3 with bias, on zeros beyond the image."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and (layer.kernel_size, layer.padding, layer.stride) == ((3, 3), (1, 1), (1, 1))
+        and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
+        and layer.bias is not None
+    )
+
+
 def linear_stages(layers: Sequence[nn.Module]) -> tuple[list[Stage], nn.Conv2d] | None:
     """The pairs (3x3 convolution, shuffle) and the last 3x3 convolution, if the layers are just that."""
     *pairs, last = layers
     convs, shuffles = pairs[::2], pairs[1::2]
     if len(convs) != len(shuffles) or not all(isinstance(s, nn.PixelShuffle) for s in shuffles):
         return None
-    if not all(isinstance(c, nn.Conv2d) and c.kernel_size == (3, 3) for c in (*convs, last)):
+    if not all(plain_3x3(layer) for layer in (*convs, last)):
         return None
     return list(zip(convs, shuffles, strict=True)), last  # type: ignore[return-value]
 

@@ -135,7 +135,9 @@ def test_collapsed_weights_by_hand():
         ({"factors": (2,)}, False),
         ({"channels": 40}, False),  # 1,600 pixels are few for it
         ({"between": nn.ReLU()}, False),
-        ({"kernel": 1}, False),
+        ({"last": nn.Conv2d(5, 3, 1)}, False),
+        ({"last": nn.Conv2d(5, 3, 3, padding=1, padding_mode="reflect")}, False),
+        ({"last": nn.Conv2d(5, 3, 3)}, False),
         ({"layout": torch.contiguous_format}, False),
     ],
     ids=str,
@@ -146,8 +148,8 @@ def test_when_a_tail_is_collapsed(monkeypatch, change, used):
     layers = tail(*change.get("factors", (2, 2)), channels=change.get("channels", 5))
     if "between" in change:
         layers.insert(2, change["between"])
-    if "kernel" in change:
-        layers[-1] = nn.Conv2d(5, 3, 1).double()
+    if "last" in change:
+        layers[-1] = change["last"].double()
     side, layout = (
         change.get("side", subpixel.LEAST_SIDE),
         change.get("layout", torch.channels_last),
